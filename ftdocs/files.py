@@ -1,0 +1,88 @@
+"""Files that are either whole or not there: the cache folder, checksums, atomic writes, locks."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+
+from ftdocs.errors import InputError
+
+
+def home() -> Path:
+    """The cache folder: ``$FTDOCS_HOME``, else the platform's cache folder for ``ftdocs``."""
+    configured = os.environ.get("FTDOCS_HOME")
+    return Path(configured).expanduser() if configured else Path(platformdirs.user_cache_dir("ftdocs"))
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, read in pieces so that size does not matter."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file aside, flush it to disk, then rename it into place.
+
+    A reader, or a process killed half-way, sees the old file or the new one, never a part.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)  # mkstemp makes it readable by its owner alone
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold ``path`` + ``.lock`` so that two processes do not make the same thing at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``target`` that becomes ``target`` when the block ends well.
+
+    What a killed process left behind is swept away by the next one to make the same folder. Two
+    processes at once are kept apart by :func:`lock`, which the caller holds.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left_behind in target.parent.glob(f".{target.name}.*.making"):
+        shutil.rmtree(left_behind, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".making"))
+    try:
+        yield aside
+        os.chmod(aside, 0o755)
+        os.replace(aside, target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def explain_write_errors(where: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission under ``where`` into one clear :class:`InputError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"{where}: the disk is full; free some space or choose another folder") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(f"{where}: no permission to write here; choose another folder") from error
+        raise

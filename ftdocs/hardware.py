@@ -1,0 +1,173 @@
+"""What this machine can do: its device, the dtype it is fast at, the size of run it gets."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from ftdocs import files
+from ftdocs.errors import InputError
+from ftdocs.recipe import PROFILES, Profile
+
+PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate")
+
+
+def device() -> torch.device:
+    """The device to train on: CUDA if there is one, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def profile() -> Profile:
+    """The size of runs: ``$FTDOCS_PROFILE`` if set, else gpu with a CUDA device, else cpu.
+
+    Raises:
+        InputError: ``$FTDOCS_PROFILE`` is not one of smoke, cpu, gpu.
+    """
+    asked = os.environ.get("FTDOCS_PROFILE")
+    if not asked:
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    for name in PROFILES:
+        if asked == name:
+            return name
+    raise InputError(f"FTDOCS_PROFILE={asked}: no such profile; use smoke, cpu or gpu")
+
+
+def matmul_gflops(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
+    """GFLOP/s of a ``size`` × ``size`` matrix product in ``dtype`` on :func:`device`: the best of ``repeats``."""
+    where = device()
+    a, b = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats + 1):  # the first one warms up, and is seldom the best
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # .item() waits for a device that works asynchronously
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+@functools.cache
+def dtype() -> torch.dtype:
+    """The dtype to compute in: bfloat16 where it is fast, else float32.
+
+    A GPU says so itself. A CPU is measured, since bfloat16 is about ten times as fast as float32 on
+    one with AMX or AVX512-BF16 and slower than float32 on one without.
+    """
+    where = device()
+    if where.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if where.type == "mps":
+        return torch.float32
+    faster = matmul_gflops(torch.bfloat16) / matmul_gflops(torch.float32)
+    return torch.bfloat16 if faster > 1.5 else torch.float32
+
+
+def device_name() -> str:
+    """The device in words: the GPU's or the CPU's model, and the CPU's number of cores."""
+    if device().type == "cuda":
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return f"{len(names)} × {names[0]}" if len(names) > 1 else names[0]
+    return f"{cpu_name()}, {os.cpu_count()} cores"
+
+
+def cpu_name() -> str:
+    """The CPU's model name, or its architecture where the system does not tell."""
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a run's result depends on; a missing package is left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of ``ftdocs doctor``: what was looked at, what was found, and what mends it if it is not right."""
+
+    name: str
+    found: str
+    ok: bool
+    mend: str = ""
+
+
+def checks(needed_disk: float = 3e9, needed_memory: float = 4e9) -> list[Check]:
+    """Look at Python, packages, memory, disk and device of this machine.
+
+    Args:
+        needed_disk: free bytes that the cache folder should have (the book's models and runs).
+        needed_memory: bytes of memory that the book's CPU recipes use at most.
+    """
+    found = []
+    python = platform.python_version()
+    found.append(Check("python", python, sys.version_info >= (3, 11), "install Python 3.11 or newer"))
+    installed = versions()
+    for name in PACKAGES:
+        version = installed.get(name)
+        mend = f'python -m pip install -c requirements/constraints.txt "{name}"'
+        found.append(Check(name, version or "not installed", version is not None, mend))
+    memory = psutil.virtual_memory().total
+    found.append(
+        Check(
+            "memory",
+            f"{memory / 1e9:.1f} GB",
+            memory >= needed_memory,
+            f"the CPU recipes use up to {needed_memory / 1e9:.0f} GB; lower train.batch_size and train.seq_len",
+        )
+    )
+    folder = files.home()
+    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    found.append(
+        Check(
+            "disk",
+            f"{free / 1e9:.1f} GB free for the cache",
+            free >= needed_disk,
+            f"free {needed_disk / 1e9:.0f} GB, or set FTDOCS_HOME to a folder on a larger disk",
+        )
+    )
+    writable = os.access(existing, os.W_OK)
+    found.append(Check("cache", "writable" if writable else "read-only", writable, "set FTDOCS_HOME to your own folder"))
+    return found
+
+
+def report() -> dict[str, object]:
+    """Everything that ``ftdocs doctor`` says, as one JSON-able dictionary."""
+    where = device()
+    result: dict[str, object] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": where.type,
+        "device_name": device_name(),
+        "dtype": str(dtype()).removeprefix("torch."),
+        "profile": profile(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "matmul_gflops": {
+            str(kind).removeprefix("torch."): round(matmul_gflops(kind)) for kind in (torch.float32, torch.bfloat16)
+        },
+        "versions": versions(),
+        "checks": [vars(check) for check in checks()],
+    }
+    if where.type == "cuda":
+        result["gpus"] = [
+            {"name": gpu.name, "memory_bytes": gpu.total_memory}
+            for gpu in (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+        ]
+    return result
