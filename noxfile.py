@@ -1,0 +1,156 @@
+"""Everything that is done to this repository, by name: ``nox -l`` lists it, ``nox -s docs`` builds the book.
+
+All heavy sessions share one environment, ``.nox/book``, so that torch and the models are installed once. It is
+made with plain pip from ``requirements/``, and made anew when those files, the package's dependencies or Python change.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = "requirements/constraints.txt"
+ASSETS = "requirements/assets.txt"
+ENVIRONMENT = ROOT / ".nox" / "book"
+STAMP = ENVIRONMENT / "installed.json"
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+PROFILES = ("smoke", "cpu", "gpu")
+HEADER = """\
+# Every version the book is built with, for all platforms (markers included).
+# Made by `nox -s pins`; change pyproject.toml, run it, and read the difference before you commit it.
+"""
+
+nox.options.sessions = ["lint", "docs", "tests"]
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"}
+
+
+def wanted() -> str:
+    """What the environment has to be made of, as one checksum: a change here means a new environment."""
+    project = nox.project.load_toml("pyproject.toml")
+    parts = [
+        json.dumps([project["build-system"], project["project"]], sort_keys=True),
+        (ROOT / CONSTRAINTS).read_text(encoding="utf-8"),
+        (ROOT / ASSETS).read_text(encoding="utf-8"),
+        sys.version,
+        str(ROOT),  # scripts hold the folder they were installed in
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def install(session: nox.Session, digest: str) -> None:
+    """Make the shared environment anew; the stamp comes last, so that a half-made one is never taken for whole."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - nox itself may have been installed with an older one
+        session.error("Python 3.11 or newer is needed: install nox with a newer Python")
+    started = time.monotonic()
+    session.run(sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(ENVIRONMENT), external=True)
+    # Plain pip and never uv, which takes torch's CUDA build from the index where pip is pointed at another one.
+    pip = [
+        str(PYTHON),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--progress-bar",
+        "off",
+        "--disable-pip-version-check",
+    ]
+    session.run(*pip, "--upgrade", "pip>=25.1", external=True)
+    session.run(*pip, "-c", CONSTRAINTS, "-e", ".[docs,test,lint]", external=True)
+    session.run(*pip, "--no-deps", "--require-hashes", "-r", ASSETS, external=True)
+    seconds = round(time.monotonic() - started, 1)
+    STAMP.write_text(json.dumps({"digest": digest, "seconds": seconds}))
+    session.log(f"environment made in {seconds:.0f} s")
+
+
+def run(session: nox.Session, *command: str | Path, **env: str) -> None:
+    """Run a Python command line (``-m pytest …``) in the shared environment, which is made first if need be."""
+    digest = wanted()
+    if not STAMP.exists() or json.loads(STAMP.read_text())["digest"] != digest:
+        install(session, digest)
+    path = os.pathsep.join([str(PYTHON.parent), os.environ.get("PATH", "")])
+    inside = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT), "PYTHONPATH": "", **QUIET, **env}
+    session.run(str(PYTHON), *map(str, command), env=inside, external=True)
+
+
+@nox.session(venv_backend="none")
+def environment(session: nox.Session) -> None:
+    """Make the shared environment and say what this machine can do with it."""
+    run(session, "-m", "ftdocs", "doctor")
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """Format, style, spelling, types, schemas, and what must agree across the repository."""
+    run(session, "-m", "ruff", "format", "--check", ".")
+    run(session, "-m", "ruff", "check", ".")
+    run(session, "-m", "codespell_lib")
+    run(session, "-m", "pyrefly", "check", "--output-format", "min-text", "--summary", "none")
+    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    run(session, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    run(session, "-m", "check_jsonschema", "--builtin-schema", "vendor.readthedocs", ".readthedocs.yaml")
+    run(session, "-m", "pytest", "-q", "tests/test_repository.py")
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """Run every page and build the book into docs/_build/html (-- smoke | cpu | gpu; else by the hardware)."""
+    if set(session.posargs) - set(PROFILES) or len(session.posargs) > 1:
+        session.error(f"nox -s docs -- takes one of {', '.join(PROFILES)}")
+    profile = ["--profile", *session.posargs] if session.posargs else []
+    run(session, "docs/_ext/build.py", *profile)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Test the package and every snippet of the book, small (-- pytest's own options)."""
+    # Two workers share the cores: more threads than cores, and each waits for the other.
+    small = {"FTDOCS_PROFILE": "smoke", "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2))}
+    options = ["-n", "2", "--dist", "loadfile", "--durations", "15", "--junitxml", "docs/_build/tests.xml"]
+    run(session, "-m", "pytest", *options, *session.posargs, **small)
+
+
+@nox.session(venv_backend="none")
+def linkcheck(session: nox.Session) -> None:
+    """Follow every external link of the book; this one needs the network."""
+    run(session, "-m", "sphinx", "-b", "linkcheck", "docs", "docs/_build/linkcheck", FTDOCS_PROFILE="smoke")
+
+
+@nox.session(venv_backend="none")
+def live(session: nox.Session) -> None:
+    """Serve the book and rebuild what is edited (-- sphinx-autobuild's own options)."""
+    options = ["--watch", "ftdocs", "--ignore", "docs/_build/*", "docs", "docs/_build/live"]
+    run(session, "-m", "sphinx_autobuild", *options, *session.posargs, FTDOCS_PROFILE="smoke")
+
+
+@nox.session(venv_backend="none")
+def lab(session: nox.Session) -> None:
+    """Open the pages as notebooks in JupyterLab: right click a page, Open With, Notebook (jupytext)."""
+    run(session, "-m", "jupyter", "lab", "docs", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def results(session: nox.Session) -> None:
+    """Make recorded runs anew (-- NAME …; without a name, list them with how long each takes)."""
+    run(session, "-m", "experiments", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def readme(session: nox.Session) -> None:
+    """Write how long the last build and tests took into results/build.json and the README."""
+    run(session, "docs/_ext/readme.py")
+
+
+@nox.session(reuse_venv=True)
+def pins(session: nox.Session) -> None:
+    """Pin what pyproject.toml asks for, keeping today's versions (-- --upgrade, or --upgrade-package NAME)."""
+    session.install("-c", CONSTRAINTS, "uv")
+    options = ["--universal", "--python-version", "3.11", "--all-extras", "--no-header", "--no-annotate"]
+    options += ["--no-emit-index-url", "--no-emit-find-links", "--quiet", "--output-file", CONSTRAINTS]
+    session.run("uv", "pip", "compile", *options, *session.posargs, "pyproject.toml", silent=True)
+    constraints = ROOT / CONSTRAINTS
+    constraints.write_text(HEADER + constraints.read_text(encoding="utf-8"), encoding="utf-8")
