@@ -1,6 +1,5 @@
 """What this machine can do: its device, the dtype it is fast at, the size of run it gets."""
 
-import functools
 import importlib.metadata
 import os
 import platform
@@ -54,20 +53,19 @@ def matmul_gflops(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> flo
     return 2 * size**3 / best / 1e9
 
 
-@functools.cache
 def dtype() -> torch.dtype:
-    """The dtype to compute in: bfloat16 where it is fast, else float32.
+    """The dtype to compute in: bfloat16 where the device has units for it, else float32.
 
-    A GPU says so itself. A CPU is measured, since bfloat16 is about ten times as fast as float32 on
-    one with AMX or AVX512-BF16 and slower than float32 on one without.
+    A CPU with AMX or AVX512-BF16 multiplies matrices in bfloat16 several times as fast as in float32; one
+    without is slower at it than at float32. :func:`matmul_gflops` shows which this one is.
     """
     where = device()
     if where.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if where.type == "mps":
         return torch.float32
-    faster = matmul_gflops(torch.bfloat16) / matmul_gflops(torch.float32)
-    return torch.bfloat16 if faster > 1.5 else torch.float32
+    units = torch.cpu.get_capabilities()
+    return torch.bfloat16 if units.get("amx_bf16") or units.get("avx512_bf16") else torch.float32
 
 
 def device_name() -> str:

@@ -1,0 +1,238 @@
+"""The ``ftdocs`` command: every verb is one function below, and `ftdocs VERB --help` describes it."""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dotenv import load_dotenv
+
+from ftdocs import __version__
+from ftdocs.errors import InputError
+
+# Modules that import torch are imported by the verbs that need them, so that `--help` answers at once.
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line with a mend, like every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage over several lines."""
+        if "invalid choice:" in message and "(choose from" in message:
+            given = message.split("invalid choice: ")[1].split(" (")[0].strip("'")
+            choices = message.split("(choose from ")[1].rstrip(")").replace("'", "").split(", ")
+            near = difflib.get_close_matches(given, choices, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
+            message = f"{given}: no such command; {hint}"
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0 when done, 2 when the input was wrong, 1 for anything else."""
+    quiet_libraries()
+    try:
+        load_dotenv(Path.cwd() / ".env")  # a variable that is set already wins
+        options = parser().parse_args(arguments)
+        options.verb(options)
+    except InputError as error:
+        print(f"ftdocs: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("ftdocs: stopped", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if type(error).__name__ not in ("Interrupted", "Diverged"):
+            raise
+        print(f"ftdocs: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own chatter and progress bars away from the result and from ours."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "DATASETS_VERBOSITY": "error",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONWARNINGS": "ignore",
+    }.items():
+        os.environ.setdefault(name, value)
+    import warnings
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(prog="ftdocs", description="Fine-tune and evaluate language models.", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"ftdocs {__version__}")
+    verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def verb(name: str, function: Callable[[argparse.Namespace], None], help: str, within: Any = verbs) -> Parser:
+        added: Parser = within.add_parser(name, help=help, description=help, allow_abbrev=False)
+        added.add_argument("--json", action="store_true", help="print one JSON object")
+        added.set_defaults(verb=function)
+        return added
+
+    verb("doctor", doctor, "what this machine has, what is missing, and the command that mends it")
+
+    it = verb("pull", pull, "fetch and convert models and data into the cache")
+    it.add_argument("names", nargs="*", metavar="NAME", help="as in `ftdocs assets`; all of the book's when left out")
+
+    verb("assets", show_assets, "models and data by short name, with source, licence and size")
+
+    it = verb("new", new, "look at a data file and write a commented recipe for it")
+    it.add_argument("data", type=Path, metavar="FILE_OR_FOLDER")
+    it.add_argument("--output", type=Path, metavar="RECIPE.yaml", help="NAME.yaml in this folder when left out")
+
+    data = verbs.add_parser("data", help="look at data before training on it", allow_abbrev=False)
+    inner = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    it = verb("inspect", inspect_data, "what would be trained on: rows, tokens, and the loss mask", inner)
+    it.add_argument("data", type=Path, metavar="FILE_OR_FOLDER")
+    it.add_argument("--recipe", type=Path, metavar="R", help="take model, format and lengths from this recipe")
+    it.add_argument("--samples", type=int, default=2, metavar="N", help="rows shown with their loss mask (2)")
+
+    it = verb("train", train, "fine-tune as a recipe says")
+    it.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    it.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.max_steps=20")
+    it.add_argument("--output", type=Path, metavar="DIR", help="the run's folder; runs/NAME when left out")
+    it.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+
+    it = verb("evaluate", evaluate, "a run's metrics on the test rows that its training never saw")
+    it.add_argument("run", type=Path, metavar="RUN_DIR")
+
+    return top
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """Print what this machine can do and what is missing."""
+    from ftdocs import hardware
+
+    report = hardware.report()
+    if options.json:
+        return print_json(report)
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "what", "found", "how to mend it", box=None)
+    for check in hardware.checks():
+        table.add_row("[green]ok" if check.ok else "[red]no", check.name, check.found, "" if check.ok else check.mend)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"\n{report['system']}, {report['device_name']}: device {report['device']}, computes in {report['dtype']},"
+        f" profile {report['profile']}", highlight=False
+    )
+    console.print(hardware.platform_note(), highlight=False)
+
+
+def pull(options: argparse.Namespace) -> None:
+    """Fetch assets."""
+    from ftdocs import assets
+
+    fetched = assets.pull(options.names or None, progress=not options.json)
+    if options.json:
+        return print_json({name: str(path) for name, path in fetched.items()})
+    for name, path in fetched.items():
+        print(f"{name}\t{path}")
+
+
+def show_assets(options: argparse.Namespace) -> None:
+    """List the catalogue."""
+    from ftdocs import assets
+
+    rows = [assets.describe(asset) for asset in assets.catalogue()]
+    if options.json:
+        return print_json({"assets": rows})
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "kind", "size", "licence", "source", "cached", box=None)
+    for row in rows:
+        size = f"{row['size_bytes'] / 1e6:.0f} MB" if row["size_bytes"] else ""
+        table.add_row(row["name"], row["kind"], size, row["licence"], row["source"], "yes" if row["cached"] else "")
+    Console().print(table)
+
+
+def new(options: argparse.Namespace) -> None:
+    """Write a recipe."""
+    from ftdocs.new import write_recipe
+
+    written = write_recipe(options.data, options.output)
+    if options.json:
+        return print_json({"recipe": str(written)})
+    print(f"wrote {written}; read it, then: ftdocs train {written}")
+
+
+def inspect_data(options: argparse.Namespace) -> None:
+    """Show data as training would see it."""
+    from rich.console import Console
+
+    from ftdocs import recipe as recipes
+    from ftdocs.data import inspect
+
+    if options.recipe:
+        recipe = load_recipe(options.recipe, [])
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": options.data, "name": None})})
+    else:
+        recipe = recipes.Recipe(model="smollm2-135m-instruct", data=recipes.Data(path=options.data))
+    report = inspect.inspect(recipe, samples=options.samples)
+    if options.json:
+        return print_json(report)
+    inspect.show(report, Console())
+
+
+def train(options: argparse.Namespace) -> None:
+    """Fine-tune."""
+    recipe = load_recipe(options.recipe, options.set)
+    from ftdocs import runs
+    from ftdocs.train import train as run
+
+    output = options.output or Path("runs") / options.recipe.stem
+    result = run(recipe, output, resume=options.resume, progress=not options.json)
+    if options.json:
+        return print_json({**vars(result), "run": str(result.run)})
+    print((result.run / runs.CARD).read_text().split("---\n", 2)[2].strip())
+    print(f"\nNext: ftdocs evaluate {result.run}")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Evaluate a run."""
+    from ftdocs.evaluate import evaluate_run
+
+    outcome = evaluate_run(options.run, progress=not options.json)
+    if options.json:
+        return print_json(outcome)
+    print(f"{outcome['run']}: {outcome['rows']} {outcome['split']} rows")
+    for name, value in outcome["metrics"].items():
+        print(f"  {name:<18} {value:.4f}")
+
+
+def load_recipe(path: Path, overrides: list[str]) -> Any:
+    """The recipe in the size that this machine (or ``FTDOCS_PROFILE``) gets."""
+    from ftdocs.recipe import Recipe
+
+    Recipe.load(path, overrides)  # a wrong recipe is refused before torch is loaded
+    from ftdocs import hardware
+
+    return Recipe.load(path, overrides, hardware.profile())
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output, and nothing else."""
+    print(json.dumps(value, default=str))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""How good is it: held-out loss and perplexity of a language model, classification metrics of a classifier."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ftdocs import files, hardware, models, runs
+from ftdocs.data import pack, prepare
+from ftdocs.errors import InputError
+
+Encoded = Sequence[dict[str, Any]]
+
+
+class Accuracy(evaluate.Metric):
+    """Share of rows whose predicted class is the labelled one. Needs no hub: the metric is scikit-learn's."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Share of rows whose predicted class is the labelled one.")
+
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+class PrecisionRecallF1(evaluate.Metric):
+    """Precision, recall and F1 of each class, averaged over the classes that occur (macro average).
+
+    A class that is never predicted has precision 0.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _info("Macro-averaged precision, recall and F1.")
+
+    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            references, predictions, average="macro", zero_division=0.0
+        )
+        return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+
+
+def _info(description: str) -> evaluate.MetricInfo:
+    features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+    return evaluate.MetricInfo(description=description, citation="", features=features)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: nn.Module, rows: Encoded, pad_token_id: int, batch_size: int = 8, progress: bool = False
+) -> float:
+    """Mean cross-entropy in nats over all trained tokens of ``rows``: every token counts the same.
+
+    A mean of the batches' means would weight the tokens of a short batch more. ``rows`` are encoded rows
+    (``input_ids``, ``labels`` with -100 where nothing is to be predicted), each seen alone, with padding.
+
+    Args:
+        model: a causal language model; its mode is put back as it was.
+        rows: encoded rows, as from ``prepare.encode``.
+        pad_token_id: fills up the shorter rows of a batch; it is masked and has no label.
+        batch_size: rows at once; longest first, so that memory runs out at the start or not at all.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    order = sorted(rows, key=lambda row: -len(row["input_ids"]))
+    total, tokens = 0.0, 0
+    for start in tqdm(range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False):
+        batch = pack.collate_padded(order[start : start + batch_size], pad_token_id)
+        labels = batch.pop("labels")[:, 1:].to(device)  # (B, T - 1): position t predicts token t + 1
+        with models.autocast(device):
+            logits = model(**{key: value.to(device) for key, value in batch.items()}).logits[:, :-1]  # (B, T - 1, V)
+        kept = labels != -100
+        # Only the positions that count are taken to float32: a full (B, T, V) copy is what fills the memory.
+        losses = nn.functional.cross_entropy(logits[kept].float(), labels[kept], reduction="sum")
+        total += losses.item()
+        tokens += int(kept.sum())
+    model.train(was_training)
+    if tokens == 0:
+        raise InputError("no token of the held-out rows has a label; raise train.seq_len")
+    return total / tokens
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, rows: Encoded, pad_token_id: int, batch_size: int = 32, progress: bool = False
+) -> np.ndarray:
+    """Logits of a classifier for ``rows``, in their order: float32, (rows, classes)."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
+    logits: dict[int, np.ndarray] = {}
+    for start in tqdm(range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False):
+        indices = order[start : start + batch_size]
+        batch = pack.collate_padded([rows[index] for index in indices], pad_token_id)
+        batch.pop("labels")
+        with models.autocast(device):
+            output = model(**{key: value.to(device) for key, value in batch.items()}).logits
+        logits.update(zip(indices, output.float().cpu().numpy(), strict=True))
+    model.train(was_training)
+    return np.stack([logits[index] for index in range(len(rows))])
+
+
+def classification_metrics(logits: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
+    """Accuracy, macro precision, recall and F1, and mean cross-entropy in nats.
+
+    Args:
+        logits: (rows, classes), as from :func:`predict`.
+        labels: the right class of each row.
+    """
+    predictions = logits.argmax(axis=1).tolist()
+    loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor(list(labels))).item()
+    return {
+        **Accuracy().compute(predictions=predictions, references=list(labels)),
+        **PrecisionRecallF1().compute(predictions=predictions, references=list(labels)),
+        "loss": loss,
+    }
+
+
+def language_metrics(model: nn.Module, rows: Encoded, pad_token_id: int, **kwargs: Any) -> dict[str, float]:
+    """Held-out loss in nats per token, and its exponential, the perplexity."""
+    loss = held_out_loss(model, rows, pad_token_id, **kwargs)
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
+
+
+def metrics(
+    model: nn.Module, rows: Encoded, tokenizer: PreTrainedTokenizerBase, kind: str, **kwargs: Any
+) -> dict[str, float]:
+    """The metrics for the kind of task: of a classifier for "label", of a language model for every other format."""
+    pad = models.pad_token_id(tokenizer)
+    if kind == "label":
+        return classification_metrics(predict(model, rows, pad, **kwargs), [row["labels"] for row in rows])
+    return language_metrics(model, rows, pad, **kwargs)
+
+
+def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> dict[str, Any]:
+    """Evaluate a finished run on rows that its training never saw, beside what it started from.
+
+    The model before training is a ``base_…`` metric of a language model; a classifier, whose head was random
+    before, is compared with always answering the most frequent training label (``majority_accuracy``).
+    The outcome is also written to ``evaluation.json`` in the folder.
+
+    Returns:
+        ``{"run", "split", "rows", "metrics": {name: number}}``
+
+    Raises:
+        InputError: no finished run, its data file changed or is gone, or it held out no such rows.
+    """
+    runs.read_result(folder)
+    recipe = runs.read_recipe(folder)
+    splits = prepare.load_splits(recipe.data, recipe.train.seed)
+    saved = json.loads((folder / runs.SPLITS).read_text())
+    if splits.rows_by_split() != saved["rows"]:
+        raise InputError(
+            f"{folder}: its data has changed since the training, so its test rows may have been trained on;"
+            " restore the data, or train again"
+        )
+    rows = getattr(splits, split)
+    if not rows:
+        raise InputError(f"{folder}: this run held out no {split} rows; train with data.{split}: 0.1")
+    model, tokenizer = models.load_run(folder)
+    encoded = prepare.encode(rows, splits.format, tokenizer, recipe.train.seq_len, splits.labels).rows
+    found = metrics(model, encoded, tokenizer, splits.format, progress=progress)
+    if splits.format == "label":
+        answers = [row["labels"] for row in encoded]
+        found["majority_accuracy"] = answers.count(saved["majority"]) / len(answers)
+    else:
+        base, _ = models.load(recipe)
+        before = metrics(base, encoded, tokenizer, splits.format, progress=progress)
+        found |= {f"base_{name}": value for name, value in before.items()}
+    outcome = {"run": str(folder), "split": split, "rows": len(encoded), "metrics": found}
+    content = {**outcome, "run": folder.name, "device": hardware.device_name(), "versions": hardware.versions()}
+    with files.explain_write_errors(folder):
+        files.write_atomic(folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
+    return outcome
+
+
+Metrics = Callable[[nn.Module], dict[str, float]]

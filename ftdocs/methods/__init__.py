@@ -1,0 +1,1 @@
+"""Which weights move: one module per method, each a function from a loaded model to a trainable one."""

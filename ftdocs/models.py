@@ -1,0 +1,104 @@
+"""Load a base model and its tokenizer for a recipe, or the tuned model of a run, in the right precision."""
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ftdocs import assets, hardware
+from ftdocs.errors import InputError
+from ftdocs.recipe import Recipe
+
+
+def load(
+    recipe: Recipe, labels: list[str] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The recipe's base model, on the device, and its tokenizer.
+
+    Only safetensors are read, and no code that comes with a model is run.
+
+    Args:
+        recipe: names the model and the precision.
+        labels: class names; with them the model gets a new classification head of that many outputs.
+
+    Raises:
+        InputError: no such model, or one without the weights that the task needs.
+    """
+    folder = assets.model_path(recipe.model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(recipe.train.seed)  # a new classification head starts the same on every run
+    options = {"dtype": weights_dtype(recipe), "use_safetensors": True, "attn_implementation": "sdpa"}
+    try:
+        if labels is None:
+            model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        else:
+            names = dict(enumerate(labels))
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=len(labels), id2label=names, label2id={v: k for k, v in names.items()}, **options
+            )
+            # Decoder classifiers read the last token that is not padding, so they must know which one is.
+            model.config.pad_token_id = pad_token_id(tokenizer)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        task = "classify text" if labels else "generate text"
+        raise InputError(f"model: {recipe.model} is of a kind that cannot {task}; choose another") from None
+    return model.to(hardware.device()), tokenizer
+
+
+def load_run(folder: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """The tuned model of a run (its adapter on the recipe's base model, or its whole model) and its tokenizer."""
+    recipe = Recipe.load(folder / "recipe.yaml")
+    if not (folder / "adapter").is_dir():
+        recipe = recipe.model_copy(update={"model": str(folder / "model")})
+        return load(recipe, saved_labels(folder))
+    base, _ = load(recipe, saved_labels(folder))
+    return PeftModel.from_pretrained(base, folder / "adapter"), AutoTokenizer.from_pretrained(folder / "adapter")
+
+
+def saved_labels(folder: Path) -> list[str] | None:
+    """The class names of a run that trained a classifier, else None."""
+    labels: list[str] | None = json.loads((folder / "splits.json").read_text())["labels"]
+    return labels
+
+
+def weights_dtype(recipe: Recipe) -> torch.dtype:
+    """The dtype of the loaded weights.
+
+    Weights that are trained stay in float32 unless ``precision: bf16`` is asked for: at usual learning rates
+    many of AdamW's updates are smaller than half a bfloat16 step and would be rounded away. Frozen weights
+    (LoRA's base) are kept in the dtype that the device computes in.
+    """
+    asked = recipe.train.precision
+    if asked == "fp32":
+        return torch.float32
+    if asked == "bf16":
+        return torch.bfloat16
+    return hardware.dtype() if recipe.method.name == "lora" else torch.float32
+
+
+def mixed(recipe: Recipe) -> bool:
+    """Whether matrix products run in bfloat16 while trained weights are float32."""
+    asked = recipe.train.precision
+    return asked == "bf16-mixed" or (asked == "auto" and hardware.dtype() == torch.bfloat16)
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in the dtype that the device is fast at, as training does."""
+    fast = hardware.dtype()
+    return torch.autocast(device.type, dtype=fast, enabled=fast != torch.float32)
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills up short rows: the tokenizer's, else its end token (masked wherever it pads)."""
+    chosen = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(chosen or 0)

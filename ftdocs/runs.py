@@ -1,0 +1,195 @@
+"""A run on disk: what was asked for, where it ran, how it went, and the weights; found again by fingerprint."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+
+from ftdocs import assets, files, hardware
+from ftdocs.errors import InputError
+from ftdocs.fingerprint import code_fingerprint
+from ftdocs.recipe import Recipe
+
+# What a run's folder holds. `result.json` is written last: a folder with it is a finished run.
+RECIPE, ENVIRONMENT, METRICS, SPLITS, RESULT, CARD = (
+    "recipe.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "splits.json",
+    "result.json",
+    "README.md",
+)
+# Keys that do not change the trained weights, so that a run is reused whatever they are.
+IRRELEVANT = {"train": {"save_every", "report_to"}, "data": {"path", "name"}}
+
+State = Literal["new", "unfinished", "finished"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``ftdocs train --json`` prints.
+
+    Attributes:
+        run: the run's folder.
+        steps: optimiser steps done.
+        train_tokens: tokens that went through the model in training; padding is not counted.
+        train_seconds: seconds of training, validations and checkpoints left out.
+        loss: mean training loss of the last tenth of the steps, in nats per token (labels: per row).
+    """
+
+    run: Path
+    steps: int
+    train_tokens: int
+    train_seconds: float
+    loss: float
+
+
+def fingerprint(recipe: Recipe, data_file: Path) -> dict[str, str]:
+    """What the outcome of a run depends on, part by part: recipe, model, data, code, versions and device."""
+    return {
+        "recipe": _digest(recipe.model_dump(mode="json", exclude={"profiles": True, "model": True, **IRRELEVANT})),
+        "model": folder_fingerprint(assets.model_path(recipe.model)),
+        "data": folder_fingerprint(data_file) if data_file.is_dir() else files.sha256(data_file),
+        "code": code_fingerprint("ftdocs.train"),
+        "versions": _digest(hardware.versions()),
+        "device": hardware.device_name(),
+    }
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """A digest of a folder's files: names, sizes, and contents (of a large file its first and last megabyte)."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}:{size}\n".encode())
+        with open(path, "rb") as file:
+            if size <= 1 << 26:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(1 << 20))
+                file.seek(-(1 << 20), os.SEEK_END)
+                digest.update(file.read())
+    return digest.hexdigest()
+
+
+def stored(prints: dict[str, str]) -> Path:
+    """The folder for a run that nobody named: by fingerprint, under ``$FTDOCS_RUNS`` or the cache folder."""
+    root = Path(os.environ.get("FTDOCS_RUNS") or files.home() / "runs")
+    return root / _digest(prints)[:16]
+
+
+def state(folder: Path) -> State:
+    """Whether ``folder`` is free, holds a run that did not reach its end, or a finished one.
+
+    Raises:
+        InputError: it holds something that is not a run.
+    """
+    if not folder.exists():
+        return "new"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file; choose another --output")
+    if (folder / RESULT).is_file():
+        return "finished"
+    if (folder / ENVIRONMENT).is_file():
+        return "unfinished"
+    if any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise InputError(f"{folder}: is not empty and not a run; choose another --output")
+    return "new"
+
+
+def check_same(folder: Path, prints: dict[str, str], resume: bool = False) -> None:
+    """Refuse to reuse or resume a run of something else.
+
+    A run may be resumed on another machine or with newer versions; it is reused only where they are the same.
+
+    Raises:
+        InputError: names the parts that differ.
+    """
+    before = json.loads((folder / ENVIRONMENT).read_text())["fingerprint"]
+    matter = {"recipe", "model", "data"} if resume else set(prints)
+    differing = [part for part in prints if part in matter and before.get(part) != prints[part]]
+    if differing:
+        raise InputError(f"{folder}: holds a run with another {', '.join(differing)}; choose another --output")
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep ``folder`` for this process alone.
+
+    Raises:
+        InputError: another process is writing to it; or it cannot be made.
+    """
+    with files.explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = filelock.FileLock(folder / ".lock", timeout=0)
+        try:
+            mine.acquire()
+        except filelock.Timeout:
+            raise InputError(f"{folder}: another process is writing this run; wait, or choose another --output") from None
+    try:
+        yield
+    finally:
+        mine.release()
+
+
+def start(folder: Path, recipe: Recipe, prints: dict[str, str]) -> None:
+    """Write down what is about to run, and where: ``recipe.yaml`` and ``environment.json``."""
+    environment = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": hardware.device_name(),
+        "profile": hardware.profile(),
+        "versions": hardware.versions(),
+        "fingerprint": prints,
+    }
+    files.write_atomic(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")  # first: it says "a run"
+    files.write_atomic(folder / RECIPE, recipe.to_yaml())
+    files.write_atomic(folder / METRICS, "")
+
+
+def finish(folder: Path, result: Result) -> None:
+    """Write ``result.json``, which marks the run as finished."""
+    content = {key: value for key, value in asdict(result).items() if key != "run"}
+    files.write_atomic(folder / RESULT, json.dumps(content, indent=1) + "\n")
+
+
+def read_result(folder: Path) -> Result:
+    """The result of the finished run in ``folder``.
+
+    Raises:
+        InputError: there is no finished run.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run; `ftdocs train RECIPE.yaml` makes one")
+    if state(folder) != "finished":
+        raise InputError(f"{folder}: this run has not finished; go on with `ftdocs train {folder / RECIPE} --resume`")
+    return Result(run=folder, **json.loads((folder / RESULT).read_text()))
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``: training rows with ``loss``, evaluation rows with ``eval_loss``, by step.
+
+    A last line that a killed process left unfinished is skipped.
+    """
+    rows = []
+    for line in (folder / METRICS).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The resolved recipe that the run in ``folder`` was made with."""
+    return Recipe.load(folder / RECIPE)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
