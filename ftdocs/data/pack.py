@@ -1,0 +1,119 @@
+"""Several documents in one row of tokens, none of which sees another: no compute spent on padding."""
+
+from bisect import bisect_left, insort
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ftdocs.data.chat import IGNORED
+from ftdocs.errors import InputError
+
+Row = dict[str, Any]
+
+
+def pack(encoded: list[Row], seq_len: int) -> list[Row]:
+    """Put whole sequences into as few rows of at most ``seq_len`` tokens as best-fit decreasing finds.
+
+    Each row has ``input_ids``, ``labels`` and ``position_ids``, lists of one length. Positions restart at
+    0 with each document: by that alone the attention tells documents apart. The label of a
+    document's first token is -100, or the last token of its neighbour would have to predict it.
+    """
+    bins: list[list[Row]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
+    for row in sorted(encoded, key=lambda row: -len(row["input_ids"])):
+        length = len(row["input_ids"])
+        if length > seq_len:
+            raise ValueError(f"row {row['row']} has {length} tokens, more than seq_len = {seq_len}")
+        place = bisect_left(room, (length, 0))  # the bin in which least would stay free
+        free, number = room.pop(place) if place < len(room) else (seq_len, len(bins))
+        if number == len(bins):
+            bins.append([])
+        bins[number].append(row)
+        if free > length:
+            insort(room, (free - length, number))
+    return [_joined(rows) for rows in bins]
+
+
+def _joined(rows: list[Row]) -> Row:
+    return {
+        "input_ids": [token for row in rows for token in row["input_ids"]],
+        "labels": [label for row in rows for label in [IGNORED, *row["labels"][1:]]],
+        "position_ids": [position for row in rows for position in range(len(row["input_ids"]))],
+    }
+
+
+def collate_packed(rows: list[Row], pad_id: int = 0) -> dict[str, torch.Tensor]:
+    """Packed rows as tensors (B, T), T the longest of them: input_ids, labels, position_ids, all int64.
+
+    The filling at the right is a document of its own: its positions start at 0 and its labels are
+    -100, so which token ``pad_id`` is does not matter. There is no attention_mask, on purpose: given
+    one, Transformers no longer looks at the positions, and documents see one another.
+    """
+    width = max(len(row["input_ids"]) for row in rows)
+    filled: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
+    for row in rows:
+        missing = width - len(row["input_ids"])
+        filled["input_ids"].append(row["input_ids"] + [pad_id] * missing)
+        filled["labels"].append(row["labels"] + [IGNORED] * missing)
+        filled["position_ids"].append(row["position_ids"] + list(range(missing)))
+    return {name: torch.tensor(values) for name, values in filled.items()}
+
+
+def collate_padded(rows: list[Row], pad_id: int = 0) -> dict[str, torch.Tensor]:
+    """One sequence a row, padded at the right, as tensors (B, T): input_ids, attention_mask, labels, int64.
+
+    Only the filling is masked, by place and not by token: where ``pad_id`` is also the end of
+    sequence, the real end keeps its label. Rows of the format label give ``labels`` of shape (B,).
+    """
+    width = max(len(row["input_ids"]) for row in rows)
+    filling = [width - len(row["input_ids"]) for row in rows]
+    ids = [row["input_ids"] + [pad_id] * count for row, count in zip(rows, filling, strict=True)]
+    seen = [[1] * (width - count) + [0] * count for count in filling]
+    if isinstance(rows[0]["labels"], int):
+        labels = [row["labels"] for row in rows]
+    else:
+        labels = [row["labels"] + [IGNORED] * count for row, count in zip(rows, filling, strict=True)]
+    return {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.tensor(seen),
+        "labels": torch.tensor(labels),
+    }
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel) -> None:
+    """Raise :class:`InputError` unless two packed documents get the logits that each gets alone.
+
+    Three forwards of a few tokens on the model as it stands (its device, dtype, attention), so it costs
+    nothing beside training. A model may ignore ``position_ids``, or keep documents apart only in a batch
+    of one (FlashAttention). With a key-value cache none keeps them apart, so the cache, of no use in
+    training, is switched off in ``model.config``, as ``transformers.Trainer`` does.
+    """
+    model.config.use_cache = False
+    training, vocabulary = model.training, model.config.get_text_config().vocab_size
+    model.eval()
+    first, second, other = ([(start + 7 * n) % vocabulary for n in range(1, 9)] for start in (0, 100, 200))
+    packed = pack([{"input_ids": ids, "labels": ids, "row": 0} for ids in (first, second)], 2 * len(first))
+    changed = pack([{"input_ids": ids, "labels": ids, "row": 0} for ids in (other, second)], 2 * len(first))
+    try:
+        alone = model(input_ids=torch.tensor([second, second], device=model.device)).logits.float()
+        together = _logits(model, [packed[0], packed[0]])[:, len(first) :]
+        beside_other = _logits(model, [changed[0], changed[0]])[:, len(first) :]
+    finally:
+        model.train(training)
+    # Rounding differs with the shape of a batch, so a few units in the last place are no leak; with the
+    # same shape and another neighbour the very same sums are made.
+    unit = torch.finfo(model.dtype).eps * alone.abs().max().item()
+    if (together - beside_other).abs().max() > 2 * unit or (together - alone).abs().max() > 16 * unit:
+        raise InputError(
+            f"model {model.config.name_or_path or model.config.model_type} lets packed documents attend to each "
+            f"other, or ignores their positions; set train.packing: false"
+        )
+
+
+def _logits(model: PreTrainedModel, rows: list[Row]) -> torch.Tensor:
+    batch = collate_packed(rows)
+    return model(
+        input_ids=batch["input_ids"].to(model.device), position_ids=batch["position_ids"].to(model.device)
+    ).logits.float()

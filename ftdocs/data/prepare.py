@@ -1,0 +1,186 @@
+"""From the `data` part of a recipe to three splits, and from rows to what a model takes."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ftdocs.assets import data_path
+from ftdocs.data.chat import IGNORED, encode_chat
+from ftdocs.data.clean import clean_row, deduplicate, prompt_key, text_key
+from ftdocs.data.formats import check, class_names, is_blank, recognise
+from ftdocs.data.read import read_rows
+from ftdocs.data.split import split
+from ftdocs.errors import InputError
+
+if TYPE_CHECKING:
+    from ftdocs.recipe import Data
+
+Row = dict[str, Any]
+BATCH = 1000  # texts that the tokenizer's threads get at once
+
+
+@dataclass
+class Splits:
+    """Checked and cleaned rows, held out before anything else touches them.
+
+    A row is a dict of its format's fields, ``"row"`` (its number in the file, from 1) and, where the
+    recipe names a group column, ``"group"``. ``labels`` are the class names of the format label, in
+    the order of their integers. ``report`` counts what happened on the way.
+    """
+
+    path: Path
+    format: str
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    labels: list[str] | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def numbers(self) -> dict[str, list[int]]:
+        """The row numbers of each split: what a run writes down, to notice later if its test rows have moved.
+
+        They come in the split's order, which the text of the rows decides, so that a changed text shows too.
+        """
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: [row["row"] for row in rows] for name, rows in parts.items()}
+
+
+class Encoded(list[Row]):
+    """Encoded rows; ``dropped`` had nothing left to train on, ``truncated`` were cut short."""
+
+    dropped: int = 0
+    truncated: int = 0
+
+
+def source(data: "Data") -> Path:
+    """The file or folder that a recipe's ``data`` names, made on first use if it is one of the book's."""
+    return Path(data.path) if data.path is not None else data_path(str(data.name))
+
+
+def load_splits(data: "Data", seed: int = 0) -> Splits:
+    """Read, check, clean, deduplicate, limit and split the rows that a recipe's ``data`` names.
+
+    Deterministic in the rows' text and ``seed``; the order of the file plays no part. Raises
+    :class:`InputError` as :mod:`~ftdocs.data.read`, :mod:`~ftdocs.data.formats` and
+    :mod:`~ftdocs.data.split` do.
+    """
+    path = source(data)
+    rows, format, blank = checked_rows(path, data.format, data.group)
+    kept = deduplicate(rows)
+    report: dict[str, Any] = {"format": format, "rows": len(rows) + blank, "blank": blank}
+    report["duplicates"] = len(rows) - len(kept)
+    if data.limit is not None and data.limit < len(kept):
+        kept = sorted(kept, key=text_key)[: data.limit]  # by a hash: a fair sample, whatever the file's order
+    labels = class_names(kept, str(path)) if format == "label" else None
+    try:
+        group, stratify = data.group and "group", "label" if labels else None
+        train, validation, test = split(kept, data.validation, data.test, seed, group, stratify)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    report |= {"train": len(train), "validation": len(validation), "test": len(test)}
+    if labels:
+        report["labels"] = {name: sum(row["label"] == name for row in kept) for name in labels}
+        report["contradictions"] = contradictions(kept)
+    return Splits(path, format, train, validation, test, labels, report)
+
+
+def checked_rows(path: Path, format: str | None = None, group: str | None = None) -> tuple[list[Row], str, int]:
+    """All rows of a file, checked and cleaned; their format; and how many blank texts were passed over."""
+    rows, blank = [], 0
+    for raw in read_rows(path):
+        format = format or recognise(raw, f"{path}, row {raw['row']}")
+        row = clean_row(check(raw, format, str(path)))
+        if is_blank(row, format, str(path)):
+            blank += 1
+            continue
+        if group is not None:
+            row["group"] = _group(raw, group, path)
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: all {blank} rows are blank; a data file needs at least one row of text")
+    return rows, str(format), blank
+
+
+def _group(raw: Row, column: str, path: Path) -> str:
+    if raw.get(column) is None:
+        columns = ", ".join(name for name in raw if name != "row")
+        raise InputError(f"{path}, row {raw['row']}: nothing in the group column `{column}` (columns: {columns})")
+    return str(raw[column])
+
+
+def contradictions(rows: list[Row]) -> int:
+    """How many texts occur with more than one label."""
+    labels = defaultdict(set)
+    for row in rows:
+        labels[prompt_key(row)].add(row["label"])
+    return sum(len(names) > 1 for names in labels.values())
+
+
+def encode(
+    rows: list[Row], format: str, tokenizer: PreTrainedTokenizerBase, seq_len: int, labels: list[str] | None = None
+) -> Encoded:
+    """Turn rows into token ids of at most ``seq_len`` and what to learn from them.
+
+    Text, prompts and conversations give ``{"input_ids", "labels", "row"}``, two lists of one length, -100
+    where nothing is trained: the first token always, as nothing stands before it. Text is cut into
+    pieces with nothing lost; of a conversation or a labelled text the beginning is kept. The format
+    label gives as ``"labels"`` one integer, the label's index in ``labels``. Raises
+    :class:`InputError` if nothing is left to train on.
+    """
+    if seq_len < 2:
+        raise InputError(f"train.seq_len is {seq_len}; it must be at least 2, one token and the one to predict")
+    if not tokenizer.is_fast or (format != "label" and tokenizer.eos_token_id is None):
+        raise InputError("the model's tokenizer has no tokenizer.json or no end-of-sequence token; choose another model")
+    if format == "label":
+        return encode_labelled(rows, tokenizer, seq_len, labels or [])
+    if format == "text":
+        return Encoded(piece for part in batches(rows) for piece in encode_text(part, tokenizer, seq_len))
+    encoded = [row for part in batches(rows) for row in encode_chat(part, tokenizer)]
+    truncated = sum(len(row["input_ids"]) > seq_len for row in encoded)
+    for row in encoded:
+        row["input_ids"], row["labels"] = row["input_ids"][:seq_len], [IGNORED, *row["labels"][1:seq_len]]
+    kept = [row for row in encoded if any(label != IGNORED for label in row["labels"])]
+    if rows and not kept:
+        raise InputError(
+            f"all labels masked: in none of the {len(rows)} rows does a token of the reply lie within the first "
+            f"{seq_len} tokens; raise train.seq_len"
+        )
+    result = Encoded(kept)
+    result.dropped, result.truncated = len(encoded) - len(kept), truncated
+    return result
+
+
+def encode_text(rows: list[Row], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Iterator[Row]:
+    """Each document's tokens and an end of sequence, in pieces of at most ``seq_len``.
+
+    A piece begins with the last token of the one before, as context that is not trained again. So
+    every token of a document but its first is predicted exactly once.
+    """
+    for row, ids in zip(rows, tokenizer([row["text"] for row in rows], verbose=False)["input_ids"], strict=True):
+        if ids[-1] != tokenizer.eos_token_id:
+            ids = [*ids, tokenizer.eos_token_id]
+        for start in range(0, max(1, len(ids) - 1), seq_len - 1):
+            piece = ids[start : start + seq_len]
+            yield {"input_ids": piece, "labels": [IGNORED, *piece[1:]], "row": row["row"]}
+
+
+def encode_labelled(rows: list[Row], tokenizer: PreTrainedTokenizerBase, seq_len: int, labels: list[str]) -> Encoded:
+    """Token ids, cut at ``seq_len`` with the tokenizer's special tokens kept, and the index of the label."""
+    index = {name: number for number, name in enumerate(labels)}
+    result = Encoded()
+    for part in batches(rows):
+        texts = [row["text"] for row in part]
+        encoded = tokenizer(texts, truncation=True, max_length=seq_len, verbose=False)
+        result.truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings or [])
+        for row, ids in zip(part, encoded["input_ids"], strict=True):
+            result.append({"input_ids": ids, "labels": index[row["label"]], "row": row["row"]})
+    return result
+
+
+def batches(rows: list[Row]) -> Iterator[list[Row]]:
+    """As many rows at a time as keep the tokenizer's threads busy."""
+    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
