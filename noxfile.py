@@ -80,7 +80,7 @@ def run(session: nox.Session, *command: str | Path, **env: str) -> None:
 @nox.session(venv_backend="none")
 def environment(session: nox.Session) -> None:
     """Make the shared environment and say what this machine can do with it."""
-    run(session, "-m", "ftdocs", "doctor")
+    run(session, "-m", "ftdocs.cli", "doctor")
 
 
 @nox.session(venv_backend="none")
