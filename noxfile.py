@@ -94,6 +94,7 @@ def lint(session: nox.Session) -> None:
     run(session, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
     run(session, "-m", "check_jsonschema", "--builtin-schema", "vendor.readthedocs", ".readthedocs.yaml")
     run(session, "-m", "pytest", "-q", "tests/test_repository.py")
+    run(session, "docs/_ext/readme.py", "--check")
 
 
 @nox.session(venv_backend="none")
@@ -117,14 +118,16 @@ def tests(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def linkcheck(session: nox.Session) -> None:
     """Follow every external link of the book; this one needs the network."""
-    run(session, "-m", "sphinx", "-b", "linkcheck", "docs", "docs/_build/linkcheck", FTDOCS_PROFILE="smoke")
+    run(session, "docs/_ext/build.py", "--execute-only", "--profile", "smoke")
+    run(session, "-m", "sphinx", "-b", "linkcheck", "-q", "docs", "docs/_build/linkcheck")
 
 
 @nox.session(venv_backend="none")
 def live(session: nox.Session) -> None:
-    """Serve the book and rebuild what is edited (-- sphinx-autobuild's own options)."""
-    options = ["--watch", "ftdocs", "--ignore", "docs/_build/*", "docs", "docs/_build/live"]
-    run(session, "-m", "sphinx_autobuild", *options, *session.posargs, FTDOCS_PROFILE="smoke")
+    """Serve the book in smoke size and rebuild what is edited (-- sphinx-autobuild's own options)."""
+    pages = f'"{PYTHON}" docs/_ext/build.py --execute-only --profile smoke'
+    options = ["--pre-build", pages, "--watch", "ftdocs", "--ignore", "docs/_build/*"]
+    run(session, "-m", "sphinx_autobuild", *options, *session.posargs, "docs", "docs/_build/live")
 
 
 @nox.session(venv_backend="none")
