@@ -4,11 +4,22 @@ import difflib
 import json
 import os
 import runpy
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ftdocs.errors import InputError
 
@@ -19,7 +30,18 @@ PROFILES: tuple[Profile, ...] = ("smoke", "cpu", "gpu")
 class Section(BaseModel):
     """A part of a recipe. An unknown key is an error: a misspelt one must not be ignored silently."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``max_steps: yes`` is no 1: YAML reads yes, no, on and off as true and false."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            truth = str(value).lower()
+            raise ValueError(
+                f"is {truth}, as YAML reads yes, no, on and off; write a number, or put text in quotes"
+            )
+        return value
 
 
 class Data(Section):
@@ -39,9 +61,13 @@ class Data(Section):
     def one_source(self) -> Self:
         """Exactly one of path and name; the held-out shares leave something to train on."""
         if (self.path is None) == (self.name is None):
-            raise ValueError("give exactly one of `path` (your file) and `name` (one of the book's data sets)")
+            raise ValueError(
+                "give exactly one of `path` (your file) and `name` (one of the book's data sets)"
+            )
         if self.validation + self.test >= 1:
-            raise ValueError("`validation` and `test` together must be below 1, or no row is left to train on")
+            raise ValueError(
+                "`validation` and `test` together must be below 1, or no row is left to train on"
+            )
         return self
 
 
@@ -66,37 +92,53 @@ class Train(Section):
     accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
     seq_len: int = Field(512, ge=8, description="tokens of a training sequence")
     learning_rate: float | None = Field(
-        None, gt=0, description="peak learning rate; when left out 1e-3 for lora and 1e-4 for full (labels: 5e-5)"
+        None,
+        gt=0,
+        description="peak learning rate; when left out 1e-3 for lora and 1e-4 for full (labels: 5e-5)",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, not applied to biases and norms")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    packing: bool = Field(True, description="several documents in one sequence, kept apart by their positions")
+    packing: bool = Field(
+        True, description="several documents in one sequence, kept apart by their positions"
+    )
     precision: Literal["auto", "fp32", "bf16", "bf16-mixed"] = Field(
         "auto",
-        description="bf16: weights and arithmetic; bf16-mixed: fp32 weights, bf16 arithmetic; auto: bf16-mixed where the"
-        " device is fast at it, else fp32",
+        description="bf16: weights and arithmetic; bf16-mixed: fp32 weights, bf16 arithmetic; auto: bf16-mixed "
+        "where the device is fast at it, else fp32",
     )
     seed: int = Field(0, ge=0, description="of the initialisation, the order of the rows, and the splits")
     log_every: int = Field(1, ge=1, description="steps between rows of metrics.jsonl")
-    eval_every: int | None = Field(None, ge=1, description="steps between validations; left out: before and after")
-    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; left out: ten in a run")
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between validations; left out: before and after"
+    )
+    save_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; left out: ten in a run"
+    )
     engine: Literal["trainer"] = Field("trainer", description="what runs the steps: transformers.Trainer")
-    report_to: list[str] = Field([], description="further loggers of transformers.Trainer, such as tensorboard")
+    report_to: list[str] = Field(
+        [], description="further loggers of transformers.Trainer, such as tensorboard"
+    )
 
 
 class Recipe(Section):
     """A whole job: a base model, data, a method, a training schedule, and what changes with size."""
 
-    model: str = Field(description="a name from `ftdocs assets`, a hub id (org/name), or a local folder")
+    model: str = Field(
+        min_length=1, description="a name from `ftdocs assets`, a hub id (org/name), or a local folder"
+    )
     data: Data
     method: Method = Method()  # type: ignore[call-arg]
     train: Train = Train()  # type: ignore[call-arg]
-    profiles: dict[Profile, dict[str, Any]] = Field({}, description="what changes in the smoke, cpu and gpu size")
+    profiles: dict[Profile, dict[str, Any]] = Field(
+        {}, description="what changes in the smoke, cpu and gpu size"
+    )
 
     @classmethod
-    def load(cls, path: Path | str, overrides: list[str] | None = None, profile: Profile | None = None) -> "Recipe":
+    def load(
+        cls, path: Path | str, overrides: list[str] | None = None, profile: Profile | None = None
+    ) -> "Recipe":
         """Read a recipe (.yaml, .json, or .py that binds ``recipe``) and resolve it for one size.
 
         Later wins: the file, its section for ``profile``, ``FTDOCS_TRAIN__SEED=1``-like environment
@@ -109,24 +151,24 @@ class Recipe(Section):
         """
         path = Path(path)
         raw = read_mapping(path)
-        profiles = raw.get("profiles") or {}
-        if not isinstance(profiles, dict):
-            raise InputError(f"{path}: profiles: wants a mapping with the keys smoke, cpu and gpu")
+        profiles = _validate(cls, raw, f"{path}: ").profiles
         for name, section in profiles.items():
-            if name in PROFILES and isinstance(section, dict):
-                _validate(cls, merge(raw, section), f"{path}: profiles.{name}")
-        _validate(cls, raw, str(path))
-        chosen = merge(raw, profiles.get(profile) or {}) if profile else raw
-        for key, value in environment_overrides():
-            chosen = merge(chosen, nested(key, value))
-        for override in overrides or []:
-            key, equals, text = override.partition("=")
-            if not equals:
-                raise InputError(f"--set {override}: wants key=value, such as --set train.max_steps=2")
+            if "profiles" in section:
+                raise InputError(
+                    f"{path}: profiles.{name}.profiles: a profile holds no profiles; remove this key"
+                )
+            _validate(cls, merge(raw, section), f"{path}: profiles.{name}.")
+        chosen = merge(raw, profiles.get(profile, {})) if profile else raw
+        origins = {}
+        for origin, key, text in [*environment_overrides(), *_command_line(overrides or [])]:
             if key.split(".")[0] == "profiles":
-                raise InputError(f"--set {key}: set the key itself, not the profile's, such as --set train.seed=1")
-            chosen = merge(chosen, nested(key, yaml.safe_load(text)))
-        recipe = _validate(cls, chosen, str(path))
+                raise InputError(f"{origin}{key}: set the key itself, not the profile's, such as train.seed")
+            try:
+                chosen = merge(chosen, nested(key, yaml.load(text, Loader=_Loader)))
+            except (yaml.YAMLError, DuplicateKey, ValueError, RecursionError):
+                raise InputError(f"{origin}{key}: {text!r} is not a YAML value; put text in quotes") from None
+            origins[key] = origin
+        recipe = _validate(cls, chosen, f"{path}: ", origins)
         return recipe.anchored(path.parent.resolve())
 
     def anchored(self, folder: Path) -> "Recipe":
@@ -159,33 +201,65 @@ class Secrets(BaseModel):
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a .yaml, .yml, .json or .py recipe into a plain dictionary, without judging its keys."""
     try:
-        if path.suffix == ".py":
-            recipe = runpy.run_path(str(path)).get("recipe")
-            if not isinstance(recipe, Recipe):
-                raise InputError(f"{path}: binds no `recipe`; end the file with recipe = Recipe(…)")
-            return recipe.model_dump(mode="json", exclude_unset=True)
         text = path.read_text(encoding="utf-8-sig")
-        raw = json.loads(text, object_pairs_hook=_no_duplicates) if path.suffix == ".json" else _yaml(text)
     except FileNotFoundError:
         raise InputError(f"{path}: no such recipe; `ftdocs new DATA_FILE` writes one for your data") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder; give the recipe file inside it") from None
-    except PermissionError:
-        raise InputError(f"{path}: no permission to read it") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise InputError(f"{path}: line {line}: not valid YAML ({error.problem}); mend that line") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML ({error}); save it as plain UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {error.lineno}: not valid JSON ({error.msg}); mend that line") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give another file") from None
+    try:
+        raw = READERS[path.suffix.lower()](text, path)
+    except KeyError:
+        raise InputError(f"{path}: a recipe's name ends in {', '.join(READERS)}; rename it") from None
     except DuplicateKey as error:
-        raise InputError(f"{path}: {error.args[0]}: this key stands twice; keep one of them") from None
+        raise InputError(f"{path}: {error} stands twice; keep one of them") from None
+    except RecursionError:
+        raise InputError(
+            f"{path}: brackets within brackets without end; a recipe is two levels deep"
+        ) from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: holds no keys; a recipe needs at least `model:` and `data:`")
     return raw
+
+
+def _read_yaml(text: str, path: Path) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}: line {line}: not valid YAML ({error.problem}); mend that line") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: not valid YAML ({error}); mend that value, or put it in quotes") from None
+
+
+def _read_json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}: line {error.lineno}: not valid JSON ({error.msg}); mend that line"
+        ) from None
+
+
+def _read_python(_: str, path: Path) -> dict[str, Any]:
+    """Run a .py recipe: it is code, with all that code may do, so run your own only."""
+    try:
+        recipe = runpy.run_path(str(path)).get("recipe")
+    except ValidationError as error:
+        raise InputError(_first(error, f"{path}: ", {})) from None
+    except (Exception, SystemExit) as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", 1)
+        what = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+        raise InputError(
+            f"{path}: line {line}: the recipe's own code fails ({what}); mend that line"
+        ) from error
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"{path}: binds no `recipe`; end the file with recipe = Recipe(…)")
+    return recipe.model_dump(mode="json", exclude_unset=True)
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -204,25 +278,37 @@ def nested(dotted: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def environment_overrides() -> list[tuple[str, Any]]:
-    """``FTDOCS_TRAIN__SEED=1`` in the environment, as ``("train.seed", 1)``; sections only, so no secret fits."""
+def environment_overrides() -> list[tuple[str, str, str]]:
+    """``FTDOCS_TRAIN__SEED=1`` in the environment, as ``("FTDOCS_TRAIN__SEED: ", "train.seed", "1")``.
+
+    A variable counts when its name goes on with a key of the recipe, so ``FTDOCS_HF_TOKEN`` and the other
+    settings do not; a misspelt one such as ``FTDOCS_TRAIN_SEED`` does, and is refused like any unknown key.
+    """
     found = []
     for name, text in sorted(os.environ.items()):
         key = name.removeprefix("FTDOCS_").lower().replace("__", ".")
-        if name.startswith("FTDOCS_") and (key.startswith(("data.", "method.", "train.")) or key == "model"):
-            found.append((key, yaml.safe_load(text)))
+        if name.startswith("FTDOCS_") and ("." in key or key.split("_")[0] in Recipe.model_fields):
+            found.append((f"{name}: ", key, text))
     return found
+
+
+def _command_line(overrides: list[str]) -> Iterator[tuple[str, str, str]]:
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not (key and equals):
+            raise InputError(f"--set {override}: wants key=value, such as --set train.max_steps=2")
+        yield "--set ", key, text
 
 
 class DuplicateKey(Exception):
     """A mapping names one key twice; YAML and JSON readers would keep the last one silently."""
 
 
-def _no_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise DuplicateKey(key)
+            raise DuplicateKey(f"`{key}`")
     return dict(pairs)
 
 
@@ -231,40 +317,95 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    return _no_duplicates([(loader.construct_object(k, True), loader.construct_object(v, True)) for k, v in node.value])
+    seen = set()
+    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        if key.value in seen:  # before merge keys (<<) are put in: what stands beside one may win over it
+            raise DuplicateKey(f"line {key.start_mark.line + 1}: `{key.value}`")
+        seen.add(key.value)
+    return loader.construct_mapping(node, deep=True)
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+READERS = {".yaml": _read_yaml, ".yml": _read_yaml, ".json": _read_json, ".py": _read_python}
 
 
-def _yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-
-
-def _validate(cls: type[Recipe], raw: dict[str, Any], where: str) -> Recipe:
+def _validate(
+    cls: type[Recipe], raw: dict[str, Any], lead: str, origins: dict[str, str] | None = None
+) -> Recipe:
     try:
         return cls.model_validate(raw)
     except ValidationError as error:
-        problems = error.errors()
-        # An unknown key comes first: it is often the reason why another one is "missing".
-        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise InputError(f"{where}: {_explain(problems[0])}{more}") from None
+        raise InputError(_first(error, lead, origins or {})) from None
+
+
+def _first(error: ValidationError, lead: str, origins: dict[str, str]) -> str:
+    """The most telling problem as one line, led by where it comes from: the file, a variable or ``--set``."""
+    problems = error.errors()
+    # An unknown key comes first: it is often the reason why another one is "missing".
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    key = _dotted(problems[0])
+    # A list where text was possible too has two problems: the wrong item says more than that it is no text.
+    problem = max(
+        (problem for problem in problems if _dotted(problem) == key), key=lambda problem: len(problem["loc"])
+    )
+    for overridden, origin in origins.items():
+        if f"{key}.".startswith(f"{overridden}.") or f"{overridden}.".startswith(f"{key}."):
+            lead = origin
+    more = len({_dotted(problem) for problem in problems}) - 1
+    return f"{lead}{_explain(problem)}" + (f" (and {more} more)" if more else "")
+
+
+def _dotted(problem: Any) -> str:
+    """The key of a problem, without pydantic's names for the members of a union and numbers of items."""
+    inner = ("str", "list[str]", "[key]")
+    return ".".join(part for part in problem["loc"] if isinstance(part, str) and part not in inner)
 
 
 def _explain(problem: Any) -> str:
-    keys = [str(part) for part in problem["loc"] if part not in ("str", "list[str]", "[key]")]
-    dotted = ".".join(keys)
-    if problem["type"] == "extra_forbidden":
-        section: Any = Recipe
-        for key in keys[:-1]:
-            section = section.model_fields[key].annotation
-        valid = list(section.model_fields)
-        near = difflib.get_close_matches(keys[-1], valid, n=1)
-        return f"{dotted}: unknown key; " + (f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(valid)}")
-    if problem["type"] == "missing":
-        return f"{dotted}: is missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{dotted}: {message}" + ("" if problem["type"] == "value_error" else f", got {problem['input']!r}"[:200])
+    given = "null" if problem["input"] is None else repr(problem["input"])[:80]
+    dotted, kind = _dotted(problem), problem["type"]
+    items = [f", item {part + 1}" for part in problem["loc"] if isinstance(part, int)]
+    where = f"{dotted}{''.join(items)}: "
+    if kind == "extra_forbidden":
+        return f"{where}unknown key; {_nearest(dotted)}"
+    if kind == "invalid_key":
+        return f"key {given}: must be text"
+    if kind == "missing":
+        return f"{where}is missing; add it"
+    if kind == "value_error":
+        return where + problem["msg"].removeprefix("Value error, ")
+    if kind == "literal_error":
+        allowed = problem["ctx"]["expected"]
+        near = difflib.get_close_matches(str(problem["input"]), allowed.split("'"), n=1)
+        return f"{where}must be {allowed}, got {given}" + (f"; did you mean {near[0]}?" if near else "")
+    must = WANTED.get(kind) or problem["msg"].replace("Input should", "must").replace("String should", "must")
+    return f"{where}{must}, got {given}"
+
+
+WANTED = {
+    "model_type": "must hold keys, written below it and indented",
+    "dict_type": "must hold keys, written below it and indented",
+    "list_type": "must be a list, such as [a, b]",
+    "string_type": "must be text",
+    "path_type": "must be text, a path",
+    **dict.fromkeys(["int_type", "int_parsing", "int_from_float"], "must be a whole number"),
+    **dict.fromkeys(["float_type", "float_parsing"], "must be a number"),
+    **dict.fromkeys(["bool_type", "bool_parsing"], "must be true or false"),
+}
+
+
+def _nearest(dotted: str) -> str:
+    """Advice on an unknown key: what is very like it anywhere in the recipe, else the nearest of its section."""
+    keys = {"": list(Recipe.model_fields)}
+    for name, field in Recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys[name] = list(field.annotation.model_fields)
+    section, _, last = dotted.rpartition(".")
+    near = difflib.get_close_matches(last, keys[section], n=1)
+    # By its own name, as learning_rate written beside model, or by its full one, as train_seed.
+    everywhere = {spelling: f"{name}.{key}" for name in keys if name for key in keys[name]
+                  for spelling in (key, f"{name}.{key}")}  # fmt: skip
+    like = difflib.get_close_matches(last, everywhere, n=1, cutoff=0.85)
+    if like and not (near and near[0] == like[0]):
+        near = [everywhere[like[0]]]
+    return f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(keys[section])}"
