@@ -401,7 +401,7 @@ def _nearest(dotted: str) -> str:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             keys[name] = list(field.annotation.model_fields)
     section, _, last = dotted.rpartition(".")
-    near = difflib.get_close_matches(last, keys[section], n=1)
+    near = difflib.get_close_matches(last, keys[section], n=1, cutoff=0.55)
     # By its own name, as learning_rate written beside model, or by its full one, as train_seed.
     everywhere = {spelling: f"{name}.{key}" for name in keys if name for key in keys[name]
                   for spelling in (key, f"{name}.{key}")}  # fmt: skip

@@ -174,8 +174,9 @@ def test_an_unknown_key_is_refused_and_the_nearest_named(write, more, words):
 
 
 def test_an_unknown_key_of_data(write):
-    words = "data.pth: unknown key; did you mean path?"
-    assert words in refused(write("model: m\ndata: {pth: faq.jsonl}\n"))
+    for key in ("pth", "train_path"):
+        words = f"data.{key}: unknown key; did you mean path?"
+        assert words in refused(write(f"model: m\ndata: {{{key}: faq.jsonl}}\n"))
 
 
 @pytest.mark.parametrize(
