@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ftdocs import hardware
-
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "results" / "build.json"
 README = ROOT / "README.md"
@@ -45,6 +43,8 @@ def main() -> None:
 
 def measured() -> dict[str, Any]:
     """The last build's and tests' durations, this machine, and the sizes of what pip downloads."""
+    from ftdocs import hardware  # imports torch, which comparing does without
+
     build = json.loads((ROOT / "docs/_build/build.json").read_text(encoding="utf-8"))
     environment = json.loads((ROOT / ".nox/book/installed.json").read_text(encoding="utf-8"))
     suite = ElementTree.parse(ROOT / "docs/_build/tests.xml").getroot().find("testsuite")
