@@ -152,7 +152,7 @@ def show_assets(options: argparse.Namespace) -> None:
     """List the catalogue."""
     from ftdocs import assets
 
-    rows = [assets.describe(asset) for asset in assets.catalogue()]
+    rows = [asset.describe() for asset in assets.catalogue()]
     if options.json:
         return print_json({"assets": rows})
     from rich.console import Console
@@ -161,7 +161,7 @@ def show_assets(options: argparse.Namespace) -> None:
     table = Table("name", "kind", "size", "licence", "source", "cached", box=None)
     for row in rows:
         size = f"{row['size_bytes'] / 1e6:.0f} MB" if row["size_bytes"] else ""
-        table.add_row(row["name"], row["kind"], size, row["licence"], row["source"], "yes" if row["cached"] else "")
+        table.add_row(row["name"], row["kind"], size, row["licence"], ", ".join(row["sources"]), "yes" if row["cached"] else "")
     Console().print(table)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def metrics(
     """The metrics for the kind of task: of a classifier for "label", of a language model for every other format."""
     pad = models.pad_token_id(tokenizer)
     if kind == "label":
-        return classification_metrics(predict(model, rows, pad, **kwargs), [row["labels"] for row in rows])
+        return classification_metrics(predict(model, rows, pad, **kwargs), [row["label"] for row in rows])
     return language_metrics(model, rows, pad, **kwargs)
 
 
@@ -159,7 +159,7 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
     recipe = runs.read_recipe(folder)
     splits = prepare.load_splits(recipe.data, recipe.train.seed)
     saved = json.loads((folder / runs.SPLITS).read_text())
-    if splits.rows_by_split() != saved["rows"]:
+    if splits.numbers() != saved["rows"]:
         raise InputError(
             f"{folder}: its data has changed since the training, so its test rows may have been trained on;"
             " restore the data, or train again"
@@ -168,10 +168,10 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
     if not rows:
         raise InputError(f"{folder}: this run held out no {split} rows; train with data.{split}: 0.1")
     model, tokenizer = models.load_run(folder)
-    encoded = prepare.encode(rows, splits.format, tokenizer, recipe.train.seq_len, splits.labels).rows
+    encoded = prepare.encode(rows, splits.format, tokenizer, recipe.train.seq_len, splits.labels)
     found = metrics(model, encoded, tokenizer, splits.format, progress=progress)
     if splits.format == "label":
-        answers = [row["labels"] for row in encoded]
+        answers = [row["label"] for row in encoded]
         found["majority_accuracy"] = answers.count(saved["majority"]) / len(answers)
     else:
         base, _ = models.load(recipe)
@@ -183,5 +183,3 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
         files.write_atomic(folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
     return outcome
 
-
-Metrics = Callable[[nn.Module], dict[str, float]]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ftdocs import assets, card, checkpoints, evaluate, files, hardware, models, runs
 from ftdocs.data import pack, prepare
@@ -66,8 +67,8 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     is_label = splits.format == "label"
     model, tokenizer = models.load(recipe, splits.labels)
     length = recipe.train.seq_len
-    train_rows = prepare.encode(splits.train, splits.format, tokenizer, length, splits.labels).rows
-    held_out = prepare.encode(splits.validation, splits.format, tokenizer, length, splits.labels).rows
+    train_rows = prepare.encode(splits.train, splits.format, tokenizer, length, splits.labels)
+    held_out = prepare.encode(splits.validation, splits.format, tokenizer, length, splits.labels)
     packed = recipe.train.packing and not is_label
     if packed:
         pack.check_packing(model)
@@ -76,8 +77,8 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     last = checkpoints.last_good(folder)
     if last is None:
         runs.start(folder, recipe, prints)
-    majority = Counter(row["labels"] for row in train_rows).most_common(1)[0][0] if is_label else None
-    saved = {"rows": splits.rows_by_split(), "labels": splits.labels, "majority": majority}
+    majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
+    saved = {"rows": splits.numbers(), "labels": splits.labels, "majority": majority}
     files.write_atomic(folder / runs.SPLITS, json.dumps(saved) + "\n")
 
     # Dropout and the adapters' random matrices draw from here on.
@@ -87,15 +88,16 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
         trainable = add_lora(model, method.rank, method.alpha, method.targets, method.dropout)
     else:
         trainable = train_all(model)
-    record = Record(folder, last)
+    record = Record(folder, last, progress)
     trainer = CountingTrainer(
         model=trainable,
-        args=arguments(recipe, folder, steps(recipe, len(train_rows)), bool(held_out), progress),
+        args=arguments(recipe, folder, steps(recipe, len(train_rows)), bool(held_out)),
         train_dataset=train_rows,
         eval_dataset=held_out or None,
         data_collator=Collate(models.pad_token_id(tokenizer), packed),
         callbacks=[record, checkpoints.Seal()],
     )
+    trainer.remove_callback(PrinterCallback)  # it prints to standard output, where only the result belongs
     trainer.record, trainer.tokenizer, trainer.kind = record, tokenizer, splits.format
     with stop_on_interrupt(record):
         trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -125,7 +127,7 @@ def learning_rate(recipe: Recipe) -> float:
     return 1e-3 if recipe.method.name == "lora" else 1e-4
 
 
-def arguments(recipe: Recipe, folder: Path, total: int, validates: bool, progress: bool) -> TrainingArguments:
+def arguments(recipe: Recipe, folder: Path, total: int, validates: bool) -> TrainingArguments:
     """The recipe in the words of ``transformers.TrainingArguments``."""
     asked = recipe.train
     return TrainingArguments(
@@ -149,7 +151,7 @@ def arguments(recipe: Recipe, folder: Path, total: int, validates: bool, progres
         save_steps=asked.save_every or max(1, math.ceil(total / 10)),
         save_total_limit=2,
         report_to=asked.report_to or "none",
-        disable_tqdm=not progress,
+        disable_tqdm=True,  # Record shows tokens per second beside the loss
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=hardware.device().type == "cpu",
@@ -163,7 +165,8 @@ class Collate:
         self.pad_token_id, self.packed = pad_token_id, packed
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = pack.collate_packed(rows, self.pad_token_id) if self.packed else pack.collate_padded(rows, self.pad_token_id)
+        collate = pack.collate_packed if self.packed else pack.collate_padded
+        batch = collate(rows, self.pad_token_id)
         return {**batch, "tokens": torch.tensor(sum(len(row["input_ids"]) for row in rows))}
 
 
@@ -196,10 +199,10 @@ class CountingTrainer(Trainer):
 class Record(TrainerCallback):
     """Writes ``metrics.jsonl``, keeps count over a resume, stops on Ctrl-C and on a loss that is no number."""
 
-    def __init__(self, folder: Path, resumed_from: Path | None):
-        self.folder = folder
+    def __init__(self, folder: Path, resumed_from: Path | None, progress: bool = False):
+        self.folder, self.progress = folder, progress
         self.tokens, self.before, self.paused = 0, 0.0, 0.0
-        self.began = time.perf_counter()
+        self.began, self.ended = time.perf_counter(), 0.0
         self.stop_asked = False
         if resumed_from is not None:
             kept = json.loads((resumed_from / "progress.json").read_text())
@@ -211,7 +214,7 @@ class Record(TrainerCallback):
     @property
     def seconds(self) -> float:
         """Seconds of training so far, over all parts of a resumed run, validations left out."""
-        return self.before + time.perf_counter() - self.began - self.paused
+        return self.before + (self.ended or time.perf_counter()) - self.began - self.paused
 
     def final_loss(self) -> float:
         """Mean training loss of the last tenth of the logged steps."""
@@ -222,12 +225,21 @@ class Record(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock when the first batch is near, not when the model was loaded."""
         self.began, self.paused = time.perf_counter(), 0.0
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not self.progress
+        )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock, and leave the finished bar on the screen."""
+        self.ended = time.perf_counter()
+        self.bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Append a row and flush it, so that a killed run keeps what it had logged."""
         if "loss" in logs:
             row: dict[str, Any] = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
             row |= {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
+            self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s")
         else:
             row = {key: value for key, value in logs.items() if key.startswith("eval_")}
         if not row:
@@ -241,7 +253,8 @@ class Record(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After Ctrl-C: save here, and stop."""
+        """Move the bar; after Ctrl-C, save here and stop."""
+        self.bar.update()
         if self.stop_asked:
             control.should_save = control.should_training_stop = True
 
