@@ -54,7 +54,9 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span
     """
     if tokenizer.chat_template is None:
         if "messages" in row:
-            raise InputError("the model's tokenizer has no chat template; choose an instruct model, or prompt data")
+            raise InputError(
+                "the model's tokenizer has no chat template; choose an instruct model, or prompt data"
+            )
         prompt, completion = as_prompt(row)
         return prompt + completion, [(len(prompt), len(prompt) + len(completion))]
     messages = as_messages(row)
@@ -63,7 +65,9 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span
     return text, [assistant_span(tokenizer, messages, turn, text) for turn in turns]
 
 
-def render_messages(tokenizer: PreTrainedTokenizerBase, messages: list[Message], reply_next: bool = False) -> str:
+def render_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], reply_next: bool = False
+) -> str:
     """The conversation as its chat template writes it; ``reply_next`` ends it with the head of a reply."""
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next)
 
@@ -83,7 +87,9 @@ def assistant_span(tokenizer: PreTrainedTokenizerBase, messages: list[Message], 
             f"tokens cannot be told apart; mark them with {{% generation %}} in the template, or split the conversation"
         )
     reply = through.rstrip()
-    if reply.endswith(messages[turn]["content"].rstrip()):  # no end-of-turn token: white space is the only end
+    if reply.endswith(
+        messages[turn]["content"].rstrip()
+    ):  # no end-of-turn token: white space is the only end
         return len(before), len(through)
     return len(before), len(reply)
 
@@ -108,15 +114,20 @@ def encode_chat(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator
         yield {"input_ids": ids, "labels": labels, "row": row["row"]}
 
 
-def _encode_rendered(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[int]]]:
+def _encode_rendered(
+    rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], list[int]]]:
     rendered = [_naming_row(row, lambda row: render(row, tokenizer)) for row in rows]
     encoded = tokenizer(
         [text for text, _ in rendered],
-        add_special_tokens=tokenizer.chat_template is None,  # a template writes its own beginning-of-sequence token
+        add_special_tokens=tokenizer.chat_template
+        is None,  # a template writes its own beginning-of-sequence token
         return_offsets_mapping=True,
         verbose=False,
     )
-    for (_, spans), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for (_, spans), ids, offsets in zip(
+        rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True
+    ):
         yield ids, mask(ids, offsets, spans)
 
 
@@ -132,7 +143,9 @@ def mask(ids: list[int], offsets: list[Span], spans: list[Span]) -> list[int]:
     return labels
 
 
-def _encode_marked(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], list[int]]]:
+def _encode_marked(
+    rows: list[Row], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], list[int]]]:
     """The same for a template that marks the replies itself with ``{% generation %}``.
 
     Some such templates leave the end-of-turn token outside the mark: it is trained all the same.
@@ -157,6 +170,8 @@ def _naming_row(row: Row, work: Callable[[Row], Any]) -> Any:
     try:
         return work(row)
     except TemplateError as error:
-        raise InputError(f"row {row['row']}: the model's chat template refuses this conversation: {error}") from error
+        raise InputError(
+            f"row {row['row']}: the model's chat template refuses this conversation: {error}"
+        ) from error
     except InputError as error:
         raise InputError(f"row {row['row']}: {error}") from error

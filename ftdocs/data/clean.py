@@ -3,12 +3,14 @@
 import hashlib
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Any
 
 Row = dict[str, Any]
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]+")  # all but tab and newline; and the byte-order mark
-TRAILING = re.compile(r"(?<![ \t])[ \t]+\n")
-SENTENCE_MARKS = re.compile(r"[.,;:!?…]+(?=\s|$)")  # not inside 3.5, a.b or 10:30, which mean something
+# Control characters other than tab and newline, and the byte-order mark.
+CONTROL = {code: None for code in [*range(32), *range(127, 160), 0xFEFF] if chr(code) not in "\t\n"}
+# Whole runs only (the look-behind), or a page of dots would take a time that grows with its square.
+SENTENCE_MARKS = re.compile(r"(?<![.,;:!?…])[.,;:!?…]+(?=\s|$)")
 
 
 def clean_text(text: str) -> str:
@@ -16,8 +18,9 @@ def clean_text(text: str) -> str:
 
     Indentation, blank lines and the spaces at both ends stay: code and completions need them.
     """
-    text = CONTROL.sub("", unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")))
-    return TRAILING.sub("\n", text)
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).translate(CONTROL)
+    *lines, last = text.split("\n")
+    return "\n".join([line.rstrip(" \t") for line in lines] + [last])
 
 
 def clean_row(row: Row) -> Row:
@@ -36,23 +39,34 @@ def _trim(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Text as near-identical rows share it: case, runs of white space and sentence marks put aside."""
+    """Text as near-identical rows share it: case, runs of white space and marks that end a word put aside.
+
+    Marks within a word stay: 3.5 is not 35, and ``a.b`` not ``ab``.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(SENTENCE_MARKS.sub(" ", folded).split()) or text
+    return " ".join(SENTENCE_MARKS.sub("", folded).split()) or text
 
 
-def digest(*parts: str) -> bytes:
-    """16 bytes of BLAKE2b over several texts, kept apart by their lengths."""
-    content = b"".join(len(part).to_bytes(8, "big") + part for part in (text.encode() for text in parts))
+def digest(*parts: bytes) -> bytes:
+    """16 bytes of BLAKE2b over several pieces of bytes, kept apart by their lengths."""
+    content = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
     return hashlib.blake2b(content, digest_size=16).digest()
+
+
+@lru_cache(maxsize=2**17)  # each text is asked for several times; 16 bytes of it are kept
+def normal_digest(text: str) -> bytes:
+    """The digest of a normalised text."""
+    return digest(normalise(text).encode())
 
 
 def text_key(row: Row) -> bytes:
     """The key that near-identical rows share: all that is trained on, normalised, the label included."""
     if "messages" in row:
-        return digest(*(part for turn in row["messages"] for part in (turn["role"], normalise(turn["content"]))))
+        return digest(
+            *(normal_digest(part) for turn in row["messages"] for part in (turn["role"], turn["content"]))
+        )
     fields = ("prompt", "completion", "instruction", "input", "output", "text", "label")
-    return digest(*(normalise(row[name]) for name in fields if name in row))
+    return digest(*(normal_digest(row[name]) for name in fields if name in row))
 
 
 def prompt_key(row: Row) -> bytes:
@@ -61,17 +75,20 @@ def prompt_key(row: Row) -> bytes:
     It is the prompt, the instruction with its input, the first user message, or the text.
     """
     if "messages" in row:
-        return digest(next(normalise(turn["content"]) for turn in row["messages"] if turn["role"] == "user"))
+        return next(normal_digest(turn["content"]) for turn in row["messages"] if turn["role"] == "user")
     given = ("prompt", "instruction", "input", "text")
-    return digest(*(normalise(row[name]) for name in given if name in row))
+    return digest(*(normal_digest(row[name]) for name in given if name in row))
 
 
 def deduplicate(rows: list[Row]) -> list[Row]:
     """Keep one row of each key, the one whose text sorts first, so that the file's order decides nothing."""
-    kept: dict[bytes, tuple[str, Row]] = {}
+    kept: dict[bytes, Row] = {}
     for row in rows:
         key = text_key(row)
-        written = repr([value for name, value in row.items() if name != "row"])
-        if key not in kept or written < kept[key][0]:
-            kept[key] = (written, row)
-    return [row for _, row in kept.values()]
+        if key not in kept or _written(row) < _written(kept[key]):
+            kept[key] = row
+    return list(kept.values())
+
+
+def _written(row: Row) -> str:
+    return repr([value for name, value in row.items() if name != "row"])

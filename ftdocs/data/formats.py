@@ -34,7 +34,9 @@ def recognise(row: Row, where: str = "the data") -> str:
         return fitting[0]
     found = ", ".join(column for column in row if column != "row") or "none"
     if fitting:
-        raise InputError(f"{where}: columns ({found}) fit several formats; set data.format to one of {', '.join(fitting)}")
+        raise InputError(
+            f"{where}: columns ({found}) fit several formats; set data.format to one of {', '.join(fitting)}"
+        )
     if "conversations" in row:
         raise InputError(f"{where}: chat in the ShareGPT spelling; {SHAREGPT}")
     wanted = "; ".join(f"{name}: {' + '.join(columns)}" for name, columns in COLUMNS.items())
@@ -49,7 +51,9 @@ def check(row: Row, format: str, where: str) -> Row:
     """
     where = f"{where}, row {row['row']}"
     if format == "preference":
-        raise InputError(f"{where}: preference pairs (chosen, rejected) come with a later version; use prompt + completion")
+        raise InputError(
+            f"{where}: preference pairs (chosen, rejected) come with a later version; use prompt + completion"
+        )
     missing = [column for column in COLUMNS[format] if column not in row]
     if missing:
         found = ", ".join(column for column in row if column != "row")
@@ -57,7 +61,11 @@ def check(row: Row, format: str, where: str) -> Row:
     if format == "messages":
         return {"row": row["row"], "messages": check_messages(row["messages"], where)}
     if format == "label":
-        return {"row": row["row"], "text": _text(row["text"], "text", where), "label": _label(row["label"], where)}
+        return {
+            "row": row["row"],
+            "text": _text(row["text"], "text", where),
+            "label": _label(row["label"], where),
+        }
     if format == "instruction":
         row = {**row, "input": row.get("input") or ""}  # null is how many files spell "no input"
         columns: tuple[str, ...] = ("instruction", "input", "output")
@@ -78,7 +86,9 @@ def check_messages(messages: Any, where: str) -> list[dict[str, str]]:
     turns = [_message(message, number, where) for number, message in enumerate(messages, 1)]
     roles = [turn["role"] for turn in turns]
     if "assistant" not in roles:
-        raise InputError(f"{where}: no assistant message, so nothing to train on; add the reply or delete the row")
+        raise InputError(
+            f"{where}: no assistant message, so nothing to train on; add the reply or delete the row"
+        )
     if "system" in roles[1:]:
         raise InputError(f"{where}: a system message after the first; there may be one, and it stands first")
     if roles[0] == "assistant" or roles[:2] == ["system", "assistant"]:
@@ -93,7 +103,9 @@ def _message(message: Any, number: int, where: str) -> dict[str, str]:
         raise InputError(f"{where}: message {number} is in the ShareGPT spelling; {SHAREGPT}")
     role = message.get("role")
     if role not in ROLES:
-        raise InputError(f"{where}: message {number} has the unknown role {role!r}; known are {', '.join(ROLES)}")
+        raise InputError(
+            f"{where}: message {number} has the unknown role {role!r}; known are {', '.join(ROLES)}"
+        )
     return {"role": role, "content": _text(message.get("content"), f"content of message {number}", where)}
 
 
@@ -102,11 +114,15 @@ def _text(value: Any, field: str, where: str) -> str:
         kind = "null" if value is None else type(value).__name__
         raise InputError(f"{where}: `{field}` is {kind}, not text; fill it in or delete the row")
     if "\0" in value:
-        raise InputError(f"{where}: a NUL character in `{field}`; the text is damaged, write it again without")
+        raise InputError(
+            f"{where}: a NUL character in `{field}`; the text is damaged, write it again without"
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: half a surrogate pair in `{field}` at character {error.start}; delete it") from error
+        raise InputError(
+            f"{where}: half a surrogate pair in `{field}` at character {error.start}; delete it"
+        ) from error
     return value
 
 
@@ -124,7 +140,9 @@ def class_names(rows: list[Row], where: str) -> list[str]:
     """The sorted names of the classes; a class's index is the integer that the model predicts."""
     names = {row["label"] for row in rows}
     if len(names) == 1:
-        raise InputError(f"{where}: every row has the label {names.pop()!r}; a classifier needs two classes or more")
+        raise InputError(
+            f"{where}: every row has the label {names.pop()!r}; a classifier needs two classes or more"
+        )
     return sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
 
 

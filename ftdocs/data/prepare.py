@@ -88,7 +88,9 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
     return Splits(path, format, train, validation, test, labels, report)
 
 
-def checked_rows(path: Path, format: str | None = None, group: str | None = None) -> tuple[list[Row], str, int]:
+def checked_rows(
+    path: Path, format: str | None = None, group: str | None = None
+) -> tuple[list[Row], str, int]:
     """All rows of a file, checked and cleaned; their format; and how many blank texts were passed over."""
     rows, blank = [], 0
     for raw in read_rows(path):
@@ -108,7 +110,9 @@ def checked_rows(path: Path, format: str | None = None, group: str | None = None
 def _group(raw: Row, column: str, path: Path) -> str:
     if raw.get(column) is None:
         columns = ", ".join(name for name in raw if name != "row")
-        raise InputError(f"{path}, row {raw['row']}: nothing in the group column `{column}` (columns: {columns})")
+        raise InputError(
+            f"{path}, row {raw['row']}: nothing in the group column `{column}` (columns: {columns})"
+        )
     return str(raw[column])
 
 
@@ -121,7 +125,11 @@ def contradictions(rows: list[Row]) -> int:
 
 
 def encode(
-    rows: list[Row], format: str, tokenizer: PreTrainedTokenizerBase, seq_len: int, labels: list[str] | None = None
+    rows: list[Row],
+    format: str,
+    tokenizer: PreTrainedTokenizerBase,
+    seq_len: int,
+    labels: list[str] | None = None,
 ) -> Encoded:
     """Turn rows into token ids of at most ``seq_len`` and what to learn from them.
 
@@ -132,9 +140,13 @@ def encode(
     :class:`InputError` if nothing is left to train on.
     """
     if seq_len < 2:
-        raise InputError(f"train.seq_len is {seq_len}; it must be at least 2, one token and the one to predict")
+        raise InputError(
+            f"train.seq_len is {seq_len}; it must be at least 2, one token and the one to predict"
+        )
     if not tokenizer.is_fast or (format != "label" and tokenizer.eos_token_id is None):
-        raise InputError("the model's tokenizer has no tokenizer.json or no end-of-sequence token; choose another model")
+        raise InputError(
+            "the model's tokenizer has no tokenizer.json or no end-of-sequence token; choose another model"
+        )
     if format == "label":
         return encode_labelled(rows, tokenizer, seq_len, labels or [])
     if format == "text":
@@ -160,7 +172,9 @@ def encode_text(rows: list[Row], tokenizer: PreTrainedTokenizerBase, seq_len: in
     A piece begins with the last token of the one before, as context that is not trained again. So
     every token of a document but its first is predicted exactly once.
     """
-    for row, ids in zip(rows, tokenizer([row["text"] for row in rows], verbose=False)["input_ids"], strict=True):
+    for row, ids in zip(
+        rows, tokenizer([row["text"] for row in rows], verbose=False)["input_ids"], strict=True
+    ):
         if ids[-1] != tokenizer.eos_token_id:
             ids = [*ids, tokenizer.eos_token_id]
         for start in range(0, max(1, len(ids) - 1), seq_len - 1):
@@ -168,7 +182,9 @@ def encode_text(rows: list[Row], tokenizer: PreTrainedTokenizerBase, seq_len: in
             yield {"input_ids": piece, "labels": [IGNORED, *piece[1:]], "row": row["row"]}
 
 
-def encode_labelled(rows: list[Row], tokenizer: PreTrainedTokenizerBase, seq_len: int, labels: list[str]) -> Encoded:
+def encode_labelled(
+    rows: list[Row], tokenizer: PreTrainedTokenizerBase, seq_len: int, labels: list[str]
+) -> Encoded:
     """Token ids, cut at ``seq_len`` with the tokenizer's special tokens kept, and the index of the label."""
     index = {name: number for number, name in enumerate(labels)}
     result = Encoded()

@@ -34,7 +34,9 @@ def read_rows(path: Path | str) -> Iterator[Row]:
 
 def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; check the path (relative paths start at the recipe)")
+        raise InputError(
+            f"{path}: no such file or folder; check the path (relative paths start at the recipe)"
+        )
     if path.is_dir():
         return _folder_reader(path)
     ending = path.suffix.lower()
@@ -43,7 +45,9 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     if ending in DOCUMENTS:
         raise InputError(f"{path}: training on documents ({ending}) comes with a later version; "
                          f"put the text into a JSONL file with a `text` field")  # fmt: skip
-    raise InputError(f"{path}: cannot read {ending or 'a file without an ending'}; these work: {', '.join(READERS)}")
+    raise InputError(
+        f"{path}: cannot read {ending or 'a file without an ending'}; these work: {', '.join(READERS)}"
+    )
 
 
 def _folder_reader(path: Path) -> Callable[[Path], Iterator[Row]]:
@@ -52,7 +56,9 @@ def _folder_reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     if any(file.suffix.lower() in DOCUMENTS for file in path.rglob("*")):
         raise InputError(f"{path}: a folder of documents comes with a later version; "
                          f"put their text into a JSONL file with a `text` field")  # fmt: skip
-    raise InputError(f"{path}: a folder, but not a saved Hugging Face dataset; name one file ({', '.join(READERS)})")
+    raise InputError(
+        f"{path}: a folder, but not a saved Hugging Face dataset; name one file ({', '.join(READERS)})"
+    )
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -78,7 +84,9 @@ def _decode(path: Path, line: bytes, number: int, start: int) -> str:
             f"of the file); if it is Windows text, convert it: {_iconv(path, 'cp1252')}"
         ) from error
     if "\0" in text:
-        raise InputError(f"{path}, line {number}: a NUL byte; the file is damaged or not text, export it again")
+        raise InputError(
+            f"{path}, line {number}: a NUL byte; the file is damaged or not text, export it again"
+        )
     return text
 
 
@@ -88,7 +96,9 @@ def _iconv(path: Path, encoding: str) -> str:
 
 def _as_row(path: Path, number: int, value: Any) -> Row:
     if not isinstance(value, dict):
-        raise InputError(f"{path}, row {number}: a row must be an object with named fields, not {_kind(value)}")
+        raise InputError(
+            f"{path}, row {number}: a row must be an object with named fields, not {_kind(value)}"
+        )
     return {**value, "row": number}
 
 
@@ -104,7 +114,9 @@ def read_jsonl(path: Path) -> Iterator[Row]:
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, row {number}: not valid JSON ({error}); mend or delete this line") from error
+                raise InputError(
+                    f"{path}, row {number}: not valid JSON ({error}); mend or delete this line"
+                ) from error
             yield _as_row(path, number, value)
 
 
@@ -115,7 +127,9 @@ def read_json(path: Path) -> Iterator[Row]:
         yield from _json_data(path, text)
         return
     if text and not text.startswith("["):
-        raise InputError(f'{path}: not a JSON array of objects; write [{{"text": "…"}}, …] or one object a line as .jsonl')
+        raise InputError(
+            f'{path}: not a JSON array of objects; write [{{"text": "…"}}, …] or one object a line as .jsonl'
+        )
     decoder, position, number = json.JSONDecoder(), 1, 0
     while text:
         position = _skip(text, position, " \t\r\n")
@@ -131,7 +145,9 @@ def read_json(path: Path) -> Iterator[Row]:
         if text[position:] == "]":
             return
         if text[position : position + 1] != ",":
-            raise InputError(f"{path}, row {number}: neither a comma nor the closing ] after this row; mend it there")
+            raise InputError(
+                f"{path}, row {number}: neither a comma nor the closing ] after this row; mend it there"
+            )
         position += 1
 
 
@@ -139,10 +155,14 @@ def _json_data(path: Path, text: str) -> Iterator[Row]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        hint = "one object a line? then name the file .jsonl" if "Extra data" in str(error) else "mend it there"
+        hint = (
+            "one object a line? then name the file .jsonl" if "Extra data" in str(error) else "mend it there"
+        )
         raise InputError(f"{path}: not valid JSON ({error}); {hint}") from error
     if not isinstance(value.get("data"), list):
-        raise InputError(f"{path}: one object without a `data` list; write an array of objects: [{{…}}, {{…}}]")
+        raise InputError(
+            f"{path}: one object without a `data` list; write an array of objects: [{{…}}, {{…}}]"
+        )
     for number, row in enumerate(value["data"], 1):
         yield _as_row(path, number, row)
 
@@ -160,7 +180,9 @@ def read_csv(path: Path) -> Iterator[Row]:
     records = _csv_records(path, csv.reader(read_lines(path), delimiter=delimiter, strict=True))
     header = [name.strip() for name in next(records, [])]
     if len(set(header)) < len(header) or "" in header:
-        raise InputError(f"{path}: the header line {header} has an empty or repeated name; name every column once")
+        raise InputError(
+            f"{path}: the header line {header} has an empty or repeated name; name every column once"
+        )
     for number, record in enumerate(records, 1):
         if len(record) != len(header):
             raise InputError(
@@ -178,7 +200,9 @@ def _csv_records(path: Path, records: Iterable[list[str]]) -> Iterator[list[str]
                 number += 1
                 yield record
     except csv.Error as error:
-        raise InputError(f"{path}, row {number + 1}: broken CSV ({error}); check the double quotes there") from error
+        raise InputError(
+            f"{path}, row {number + 1}: broken CSV ({error}); check the double quotes there"
+        ) from error
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
@@ -191,7 +215,9 @@ def read_parquet(path: Path) -> Iterator[Row]:
                     number += 1
                     yield {**row, "row": number}
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}, after row {number}: damaged, or not a Parquet file ({error}); write it again") from error
+        raise InputError(
+            f"{path}, after row {number}: damaged, or not a Parquet file ({error}); write it again"
+        ) from error
 
 
 def read_dataset(path: Path) -> Iterator[Row]:
@@ -202,7 +228,9 @@ def read_dataset(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: not a dataset that save_to_disk wrote ({error}); save it again") from error
     if isinstance(loaded, datasets.DatasetDict):
         if "train" not in loaded:
-            raise InputError(f"{path}: no `train` split (there are: {', '.join(loaded)}); name one split's folder")
+            raise InputError(
+                f"{path}: no `train` split (there are: {', '.join(loaded)}); name one split's folder"
+            )
         loaded = loaded["train"]
     classes = {name: kind for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
     for number, row in enumerate(loaded, 1):

@@ -26,7 +26,9 @@ def split(
     share above 0 gets at least one bundle. With ``stratify``, a column, each split has each of its
     values in the same proportion. The rows of a split come shuffled. Raises :class:`InputError` for too few bundles.
     """
-    order = {id(row): digest(str(seed), text_key(row).hex()) for row in rows}  # random, but the text's alone
+    order = {
+        id(row): digest(str(seed).encode(), text_key(row)) for row in rows
+    }  # random, but the text's alone
     bundles = sorted(bundle(rows, group), key=lambda members: min(order[id(row)] for row in members))
     needed = 1 + (validation > 0) + (test > 0)
     if len(bundles) < needed:
@@ -46,7 +48,8 @@ def split(
     for name in (name for name, share in shares.items() if share > 0 and not parts[name]):
         parts[name].append(_take_smallest(parts["train"]))
     train, held_out, final = (
-        sorted((row for members in part for row in members), key=lambda row: order[id(row)]) for part in parts.values()
+        sorted((row for members in part for row in members), key=lambda row: order[id(row)])
+        for part in parts.values()
     )
     _check_classes(train, rows, stratify)
     return train, held_out, final

@@ -1,0 +1,117 @@
+"""What would be trained on, before anything is: counts, lengths, and text with its loss mask shown."""
+
+from itertools import groupby
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ftdocs.assets import model_path
+from ftdocs.data.chat import IGNORED
+from ftdocs.data.prepare import encode, load_splits
+
+if TYPE_CHECKING:
+    from ftdocs.recipe import Recipe
+
+Row = dict[str, Any]
+WHOLE = 2**30  # tokens: longer than any row, so that lengths are counted before anything is cut
+
+
+def inspect(recipe: "Recipe", samples: int = 3) -> dict[str, Any]:
+    """Look at a recipe's data through its model's tokenizer.
+
+    Returns what ``ftdocs data inspect --json`` prints: the counts of ``Splits.report``; ``tokens``, the
+    lengths of the training rows before they are cut (min, median, p95, max, total); ``trained``, the share of
+    the kept tokens that has a label; how many rows are ``truncated`` at ``seq_len``, cut into ``pieces``
+    (format text) and ``dropped`` as nothing trained is left of them; and ``samples``, each with the ``row``
+    number in the file and ``pieces`` of ``{"text", "trained"}``.
+    """
+    splits = load_splits(recipe.data, recipe.train.seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_path(recipe.model))
+    rows = encode(splits.train, splits.format, tokenizer, WHOLE, splits.labels)
+    report = {
+        "data": str(splits.path),
+        **splits.report,
+        "model": recipe.model,
+        "seq_len": recipe.train.seq_len,
+    }
+    report["tokens"] = lengths([len(row["input_ids"]) for row in rows])
+    report |= after_cutting(rows, splits.format, recipe.train.seq_len)
+    names = {row["row"]: row["label"] for row in splits.train} if splits.labels else {}
+    report["samples"] = [
+        {"row": row["row"], "pieces": pieces(row, tokenizer, recipe.train.seq_len)}
+        | ({"label": names[row["row"]]} if names else {})
+        for row in rows[:samples]
+    ]
+    return report
+
+
+def lengths(counts: list[int]) -> dict[str, int]:
+    """The spread of some lengths in tokens; p95 is the shortest that 95 % of the rows do not exceed."""
+    ranked = sorted(counts)
+    return {
+        "min": ranked[0],
+        "median": round(median(ranked)),
+        "p95": ranked[-(-95 * len(ranked) // 100) - 1],
+        "max": ranked[-1],
+        "total": sum(ranked),
+    }
+
+
+def after_cutting(rows: list[Row], format: str, seq_len: int) -> dict[str, Any]:
+    """What cutting at ``seq_len`` tokens does to whole encoded rows."""
+    longer = sum(len(row["input_ids"]) > seq_len for row in rows)
+    if format == "label":
+        return {"truncated": longer}
+    labels = [row["labels"] if format == "text" else row["labels"][:seq_len] for row in rows]
+    trained = [sum(label != IGNORED for label in row) for row in labels]
+    report = {"trained": round(sum(trained) / sum(map(len, labels)), 4)}
+    if format == "text":
+        return report | {"pieces": sum(max(1, -(-(len(row) - 1) // (seq_len - 1))) for row in labels)}
+    return report | {"truncated": longer, "dropped": trained.count(0)}
+
+
+def pieces(row: Row, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> list[dict[str, Any]]:
+    """The first ``seq_len`` tokens of a row as text again, in runs that are trained and runs that are not."""
+    ids = row["input_ids"][:seq_len]
+    labels = [IGNORED] * len(ids) if isinstance(row["labels"], int) else row["labels"][:seq_len]
+    found, end, before = [], 0, ""
+    for trained, run in groupby(labels, key=lambda label: label != IGNORED):
+        end += len(list(run))
+        text = tokenizer.decode(ids[:end])  # from the start: some tokenizers drop a run's leading space
+        found.append({"text": text[len(before) :], "trained": trained})
+        before = text
+    return found
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print a report of :func:`inspect`: a table, then the samples with what is trained in «green»."""
+    table = Table(show_header=False, box=None)
+    for name, value in report.items():
+        if name != "samples":
+            inner = value.items() if isinstance(value, dict) else ()
+            table.add_row(name, ", ".join(f"{key} {count:,}" for key, count in inner) or _written(value))
+    console.print(table)
+    for sample in report["samples"]:
+        label = f", label {sample['label']}" if "label" in sample else ""
+        console.print(Text(f"\nrow {sample['row']}{label}", style="bold"))
+        text = Text()
+        for piece in sample["pieces"]:
+            if piece["trained"]:
+                text.append(f"«{piece['text']}»", style="green")
+            else:
+                text.append(piece["text"], style="dim")
+        console.print(text)
+    if any(piece["trained"] for sample in report["samples"] for piece in sample["pieces"]):
+        console.print(
+            Text("\nWhat stands in «guillemets» is trained; the rest is read only.", style="italic")
+        )
+
+
+def _written(value: Any) -> str:
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.1%}" if isinstance(value, float) else str(value)
+    )
