@@ -26,7 +26,9 @@ def code_fingerprint(*roots: str | Path, package: Path = PACKAGE) -> str:
         package: folder of the package that is followed; other imports are left alone.
     """
     digest = hashlib.sha256()
-    for path in sorted({*reached(*roots, package=package), *(root for root in roots if isinstance(root, Path))}):
+    for path in sorted(
+        {*reached(*roots, package=package), *(root for root in roots if isinstance(root, Path))}
+    ):
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -40,7 +42,9 @@ def reached(*roots: str | Path, package: Path = PACKAGE) -> list[Path]:
         if path in found:
             continue
         found.add(path)
-        waiting += [file for name in imports(_read(path), _name(path, package)) for file in _files(name, package)]
+        waiting += [
+            file for name in imports(_read(path), _name(path, package)) for file in _files(name, package)
+        ]
     return sorted(path for path in found if path.is_relative_to(package))
 
 
@@ -62,7 +66,12 @@ def imports(source: str, module: str = "") -> Iterator[str]:
 def distributions(sources: Iterable[str]) -> dict[str, str]:
     """Names and versions of the installed distributions that ``sources`` import, with all that those require."""
     owners = _owners()
-    waiting = [owner for source in sources for name in imports(source) for owner in owners.get(name.split(".")[0], [])]
+    waiting = [
+        owner
+        for source in sources
+        for name in imports(source)
+        for owner in owners.get(name.split(".")[0], [])
+    ]
     return requirements(waiting)
 
 
@@ -86,7 +95,9 @@ def _installed(name: str) -> tuple[str, tuple[str, ...]] | None:
         return None
     here = {**default_environment(), "extra": ""}
     parsed = [Requirement(text) for text in distribution.requires or []]
-    return distribution.version, tuple(each.name for each in parsed if not each.marker or each.marker.evaluate(here))
+    return distribution.version, tuple(
+        each.name for each in parsed if not each.marker or each.marker.evaluate(here)
+    )
 
 
 @cache

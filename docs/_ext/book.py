@@ -1,0 +1,212 @@
+"""The book's Sphinx extension: no page without a run, a stamp at each page's end, and what was verified.
+
+Directives: ``{status}`` lists pages, exceptions, slowest cells and records; ``{record} NAME`` says where a
+recorded run comes from.
+"""
+
+import html
+from datetime import datetime
+from pathlib import Path
+
+from docutils import nodes
+from execute import Book, Run, notebook
+from fences import name, pages
+from jupyter_cache import get_cache
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.errors import ExtensionError
+from sphinx.util.docutils import SphinxDirective
+from verified import on_gpu
+
+from ftdocs import records
+from ftdocs.errors import InputError
+
+# Shown in a page's stamp, where the page reaches them; the ledger has all versions.
+SHOWN = ("python", "torch", "transformers", "peft", "accelerate", "datasets", "trl")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register what this extension does; called by Sphinx."""
+    app.connect("env-get-outdated", outdated)
+    app.connect("source-read", refuse_without_run)
+    app.connect("html-page-context", add_stamp)
+    app.add_directive("status", Status)
+    app.add_directive("record", RecordDirective)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def run_of(docs: Path, docname: str) -> Run | None:
+    """What is kept of a page's last run."""
+    return Book(docs.parent, "", "").load(f"docs/{docname}")
+
+
+# What Sphinx may read -----------------------------------------------------------------------------------------
+
+
+def refuse_without_run(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Stop where myst-nb would find no run in its cache: it would execute the page itself, unseen and unchecked.
+
+    Raises:
+        ExtensionError: names the page.
+    """
+    path = Path(app.env.doc2path(docname))
+    if app.config.nb_execution_mode != "cache" or path.suffix != ".md":
+        return
+    try:
+        get_cache(app.config.nb_execution_cache_path).match_cache_notebook(notebook(path, []))
+    except KeyError:
+        raise ExtensionError(f"{docname}: not run as it stands; use python docs/_ext/build.py") from None
+
+
+def outdated(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    """Pages to read again though their text is the same: those that ran again, and those that show others' runs."""
+    docs = Path(app.srcdir)
+    before = getattr(env, "book_runs", {})
+    env.book_runs = {docname: _state(docs, docname) for docname in env.found_docs}
+    newer = {docname for docname, state in env.book_runs.items() if before.get(docname) != state}
+    return sorted((newer | getattr(env, "book_lists", set())) & env.found_docs)
+
+
+def _state(docs: Path, docname: str) -> tuple[str, str]:
+    run = run_of(docs, docname)
+    return (run.ran if run else "", on_gpu(docs.parent).get(f"docs/{docname}", {}).get("ran", ""))
+
+
+# Stamps -------------------------------------------------------------------------------------------------------
+
+
+def add_stamp(
+    app: Sphinx, pagename: str, template: str, context: dict, doctree: nodes.document | None
+) -> None:
+    """Put at a page's end when it last ran, where, with what, and for how long."""
+    run = run_of(Path(app.srcdir), pagename) if doctree else None
+    if run and any(fence.status == "executed" for fence in run.fences):
+        context["body"] += stamp(run, on_gpu(Path(app.srcdir).parent).get(run.page))
+
+
+def stamp(run: Run, gpu: dict | None) -> str:
+    """A page's stamp, as HTML."""
+    versions = " · ".join(
+        f"{package} {run.versions[package]}" for package in SHOWN if package in run.versions
+    )
+    facts = [
+        ("Ran", f'<time datetime="{run.ran}">{datetime.fromisoformat(run.ran):%d %B %Y, %H:%M %Z}</time>'),
+        (
+            "Took",
+            f"{run.seconds:.1f} s" + (f", {run.peak_bytes / 1e9:.1f} GB at most" if run.peak_bytes else ""),
+        ),
+        ("On", html.escape(run.device)),
+        ("Size", run.profile),
+        ("With", html.escape(versions)),
+    ]
+    if run.commit:
+        facts.append(("Commit", f"<code>{run.commit[:12]}</code>"))
+    if run.profile != "gpu" and gpu is None:
+        facts.append(("GPU", "not yet run on a GPU"))
+    elif gpu:
+        older = "" if gpu["code"] == run.code else ", before its last change"
+        facts.append(("GPU", f"ran on {html.escape(gpu['device'])}, {gpu['ran'][:10]}{older}"))
+    items = "".join(f"<div><dt>{term}</dt><dd>{text}</dd></div>" for term, text in facts)
+    return f'<footer class="book-stamp" aria-label="When this page last ran"><dl>{items}</dl></footer>'
+
+
+# Directives ---------------------------------------------------------------------------------------------------
+
+
+class RecordDirective(SphinxDirective):
+    """``{record} NAME``: a recorded run's question, command, device, date and duration, and whether it is stale."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        folder = Path(self.env.srcdir).parent / "results"
+        try:
+            record = records.load(self.arguments[0], folder)
+        except InputError as error:
+            raise self.error(str(error)) from None
+        self.env.note_dependency(str(folder / f"{record.name}.json"))
+        self.env.note_dependency(str(records.source(record.name, folder)))
+        seeds = f"{len(record.seeds)} seeds, " if record.seeds else ""
+        stale = " **Stale:** its code has changed since." if record.stale else ""
+        text = (
+            f"**Recorded run** `{record.command}`: {len(record.rows)} cases, {seeds}{record.seconds:.0f} s on "
+            f"{record.device}, {record.date[:10]}, commit `{(record.commit or 'unknown')[:12]}`.{stale}"
+        )
+        box = nodes.container("", *self.parse_text_to_nodes(text), classes=["book-record"])
+        return [box]
+
+
+class Status(SphinxDirective):
+    """``{status}``: every page with its run, fences by status, exceptions, the slowest cells, and the records."""
+
+    def run(self) -> list[nodes.Node]:
+        root = Path(self.env.srcdir).parent
+        listing = getattr(self.env, "book_lists", set())
+        self.env.book_lists = listing | {self.env.docname}
+        runs = [run for path in pages(root) if (run := Book(root, "", "").load(name(path, root)))]
+        return self.parse_text_to_nodes("\n\n".join(status(root, runs)), allow_section_headings=True)
+
+
+def status(root: Path, runs: list[Run]) -> list[str]:
+    """The status page as Markdown: sections and tables."""
+    fences = [fence for run in runs for fence in run.fences]
+    kinds = ("executed", "validated", "output", "exempt")
+    counted = {kind: sum(fence.status == kind for fence in fences) for kind in kinds}
+    exempt = [fence for fence in fences if fence.status == "exempt"]
+    slowest = sorted((f for f in fences if f.status == "executed"), key=lambda f: -(f.seconds or 0))[:10]
+    return [
+        f"{len(fences)} blocks on {len(runs)} pages: "
+        + ", ".join(f"{n} {kind}" for kind, n in counted.items())
+        + ".",
+        "## Pages",
+        _table(
+            ("Page", *kinds, "Seconds", "Memory, GB", "Size", "Ran"),
+            [
+                (
+                    _link(run.page),
+                    *(sum(fence.status == kind for fence in run.fences) for kind in kinds),
+                    f"{run.seconds:.1f}",
+                    f"{run.peak_bytes / 1e9:.1f}" if run.peak_bytes else "",
+                    run.profile,
+                    run.ran[:16].replace("T", " "),
+                )
+                for run in runs
+            ],
+        ),
+        "## Slowest blocks",
+        _table(
+            ("Page", "Line", "Seconds"), [(_link(f.page), f.line, f"{f.seconds or 0:.1f}") for f in slowest]
+        ),
+        "## Exceptions",
+        _table(
+            ("Page", "Line", "Language", "Reason"),
+            [(_link(f.page), f.line, f.language, f.reason) for f in exempt],
+        ),
+        "## Recorded runs",
+        _table(("Record", "State", "Seconds", "Device", "Date"), _records(root / "results")),
+    ]
+
+
+def _records(folder: Path) -> list[tuple]:
+    rows = []
+    for each in records.names(folder):
+        state = records.state(each, folder)
+        record = records.load(each, folder) if state in ("fresh", "stale") else None
+        known = (f"{record.seconds:.0f}", record.device, record.date[:10]) if record else ("", "", "")
+        rows.append((f"`{each}`", state, *known))
+    return rows
+
+
+def _table(head: tuple, rows: list[tuple]) -> str:
+    if not rows:
+        return "None."
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _link(page: str) -> str:
+    return f"{{doc}}`/{page.removeprefix('docs/')}`" if page.startswith("docs/") else f"`{page}.md`"

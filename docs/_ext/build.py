@@ -1,0 +1,109 @@
+"""Build the book: run every page, check every fence, make the site, follow its links, write the ledger.
+
+python docs/_ext/build.py [--profile smoke|cpu|gpu] [--execute-only] [--root FOLDER]
+
+The site is docs/_build/html/. Ends with 1, and a list of everything that is wrong, if anything is.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from execute import Book, Run, fill_cache, now, run_page
+from fences import name, pages
+from links import broken
+from sphinx.cmd.build import build_main
+from verified import write, write_gpu
+
+from ftdocs import files, hardware
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build the book; the exit code."""
+    parser = argparse.ArgumentParser(description="Build the book into docs/_build/html.")
+    parser.add_argument(
+        "--profile", choices=("smoke", "cpu", "gpu"), help="size of the runs; else by the hardware"
+    )
+    parser.add_argument("--execute-only", action="store_true", help="run the pages, and leave the site alone")
+    parser.add_argument(
+        "--root", type=Path, default=Path(__file__).parents[2], help="the repository's folder"
+    )
+    options = parser.parse_args(arguments)
+    book = Book(options.root.resolve(), options.profile or hardware.profile(), hardware.device_name())
+    started = time.monotonic()
+    runs = execute(book)
+    problems = [f"{p.page}.md:{p.line}: {p.problem}" for run in runs for p in run.problems]
+    ran = time.monotonic() - started
+    site = book.build / "html"
+    if not options.execute_only:
+        problems += sphinx(book, site)
+        if site.is_dir():
+            problems += broken(site)
+    if problems:
+        print(
+            f"\nThe book is not right yet: {len(problems)} problems", *problems, sep="\n\n", file=sys.stderr
+        )
+        return 1
+    if not options.execute_only:
+        write(book, runs, site)
+    if book.profile == "gpu":
+        write_gpu(book, runs)
+    times(book, runs, ran, time.monotonic() - started)
+    return 0
+
+
+def execute(book: Book) -> list[Run]:
+    """Run what has changed, page by page, and leave Sphinx a cache of exactly the pages' current runs."""
+    runs = []
+    paths = pages(book.root)
+    for number, path in enumerate(paths, 1):
+        started = time.monotonic()
+        before = book.load(name(path, book.root))
+        run = run_page(book, path)
+        fresh = before is None or before.ran != run.ran
+        state = "FAILED" if run.problems else "run" if fresh else "unchanged"
+        print(f"[{number}/{len(paths)}] {run.page}: {state}, {time.monotonic() - started:.1f} s", flush=True)
+        runs.append(run)
+    fill_cache(book, runs)
+    return runs
+
+
+def sphinx(book: Book, site: Path) -> list[str]:
+    """Make the site; the warnings and errors that Sphinx has, one a line."""
+    log = book.build / "warnings.txt"
+    os.environ |= {"FTDOCS_PROFILE": book.profile}
+    options = ["-b", "html", "-W", "--keep-going", "-q", "-d", str(book.build / "doctrees"), "-w", str(log)]
+    with contextlib.redirect_stderr(io.StringIO()):  # the log has it all
+        code = build_main([*options, str(book.root / "docs"), str(site)])
+    text = log.read_text(encoding="utf-8").strip()
+    if code == 2:  # Sphinx itself has stopped, and left a long report
+        return re.findall(r"^ *(\S*(?:Error|Exception): .*)", text, re.MULTILINE)[-1:] or [text]
+    return text.splitlines() or ([f"sphinx-build ended with {code}"] if code else [])
+
+
+def times(book: Book, runs: list[Run], ran: float, whole: float) -> None:
+    """Keep how long the build took, per page and in all; only a build of every page from nothing is ``cold``."""
+    record = {
+        "built": now(),
+        "commit": book.commit,
+        "device": book.device,
+        "profile": book.profile,
+        "seconds": round(whole, 1),
+        "execution_seconds": round(ran, 1),
+        "cold": ran >= sum(run.wall for run in runs),
+        "pages": {
+            run.page: {"seconds": run.seconds, "wall": run.wall, "peak_bytes": run.peak_bytes} for run in runs
+        },
+    }
+    files.write_atomic(book.build / "build.json", json.dumps(record, indent=1) + "\n")
+    print(f"built in {whole:.1f} s; pages' own time {sum(run.seconds for run in runs):.1f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Recorded runs: what takes too long for a page is run once, by a command that anyone can repeat, and kept.
+
+An experiment is a file ``experiments/NAME.py``: a docstring (the question, and what is held fixed), ``SEEDS``,
+``cases() -> list[dict]``, ``run(case) -> dict`` of flat numbers, and ``TOLERANCE``, the relative difference that
+a repetition may show, by column. ``python -m experiments NAME`` makes ``results/NAME.json``.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ftdocs import files, hardware
+from ftdocs.errors import InputError
+from ftdocs.fingerprint import code_fingerprint
+
+RESULTS = Path("results")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished experiment.
+
+    Attributes:
+        name: the experiment's file, without ``.py``.
+        question: its docstring.
+        command: what makes it again.
+        seeds: seeds that its cases use.
+        rows: one a case: the case's settings, what ``run`` gave, and its ``seconds``.
+        tolerance: by column, the relative difference that a repetition may show; other columns are exact.
+        date: when it was finished, with its zone.
+        seconds: of all its cases.
+        commit: the repository's commit, if known.
+        device: in words.
+        versions: of Python and of the packages that matter.
+        fingerprint: of the experiment and of what it reaches.
+    """
+
+    name: str
+    question: str
+    command: str
+    seeds: list[int]
+    rows: list[dict[str, Any]]
+    tolerance: dict[str, float]
+    date: str
+    seconds: float
+    commit: str | None
+    device: str
+    versions: dict[str, str]
+    fingerprint: str
+    folder: Path = RESULTS
+
+    @property
+    def stale(self) -> bool:
+        """Whether the experiment, or code that it reaches, has changed since."""
+        return fingerprint(source(self.name, self.folder)) != self.fingerprint
+
+
+def load(name: str, folder: Path | str = RESULTS) -> Record:
+    """Read ``results/NAME.json``.
+
+    Raises:
+        InputError: there is no such record.
+    """
+    path = Path(folder) / f"{name}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such record; `python -m experiments {name}` makes it") from None
+    return Record(**kept, folder=Path(folder))
+
+
+def source(name: str, folder: Path = RESULTS) -> Path:
+    """The experiment's file: in ``experiments`` beside the folder of results."""
+    return Path(folder).resolve().parent / "experiments" / f"{name}.py"
+
+
+def names(folder: Path = RESULTS) -> list[str]:
+    """Every experiment there is."""
+    return sorted(path.stem for path in source("x", folder).parent.glob("[!_]*.py"))
+
+
+def state(name: str, folder: Path = RESULTS) -> str:
+    """``fresh``, ``stale``, ``missing``, or ``partial``: begun, and not finished."""
+    if (Path(folder) / f"{name}.json").is_file():
+        return "stale" if load(name, folder).stale else "fresh"
+    return "partial" if (Path(folder) / f"{name}.partial.json").is_file() else "missing"
+
+
+def fingerprint(experiment: Path) -> str:
+    """A digest of an experiment's file and of the modules of this package that it reaches."""
+    return code_fingerprint(experiment) if experiment.is_file() else ""
+
+
+def make(name: str, folder: Path = RESULTS, progress: Callable[[str], None] = print) -> Record:
+    """Run an experiment case by case, each kept as soon as it is done, and write its record.
+
+    A killed one goes on where it stopped, as long as its code, this device and the versions are the same.
+
+    Raises:
+        InputError: there is no such experiment.
+    """
+    module = experiment(name, folder)
+    partial = Path(folder) / f"{name}.partial.json"
+    origin = {
+        "fingerprint": fingerprint(source(name, folder)),
+        "device": hardware.device_name(),
+        "versions": hardware.versions(),
+    }
+    done = json.loads(partial.read_text(encoding="utf-8")) if partial.is_file() else {}
+    rows = done["rows"] if done.get("origin") == origin else []
+    cases = module.cases()
+    for number, case in enumerate(cases, 1):
+        if number <= len(rows):
+            continue
+        started = time.monotonic()
+        rows.append({**case, **module.run(case), "seconds": round(time.monotonic() - started, 2)})
+        files.write_atomic(partial, json.dumps({"origin": origin, "rows": rows}))
+        progress(f"{name} {number}/{len(cases)}: {rows[-1]}")
+    record = Record(
+        name=name,
+        question=(module.__doc__ or "").strip(),
+        command=f"python -m experiments {name}",
+        seeds=list(module.SEEDS),
+        rows=rows,
+        tolerance=dict(module.TOLERANCE),
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+        seconds=round(sum(row["seconds"] for row in rows), 1),
+        commit=_commit(folder),
+        device=hardware.device_name(),
+        versions=hardware.versions(),
+        fingerprint=origin["fingerprint"],
+        folder=Path(folder),
+    )
+    kept = {key: value for key, value in asdict(record).items() if key != "folder"}
+    files.write_atomic(Path(folder) / f"{name}.json", json.dumps(kept, indent=1) + "\n")
+    partial.unlink(missing_ok=True)
+    return record
+
+
+def check(name: str, folder: Path | str = RESULTS, row: int | None = None) -> dict[str, Any]:
+    """Run one case of a record again and compare it with what is stored.
+
+    Args:
+        row: which row, from 0; the one that took the least time when left out.
+
+    Returns: the new row.
+
+    Raises:
+        AssertionError: a column differs by more than the experiment's tolerance.
+    """
+    record = load(name, Path(folder))
+    kept = record.rows[row] if row is not None else min(record.rows, key=lambda each: each["seconds"])
+    module = experiment(name, Path(folder))
+    case = next(case for case in module.cases() if case.items() <= kept.items())
+    again = module.run(case)
+    for column, value in again.items():
+        allowed = record.tolerance.get(column, 0.0) * abs(kept[column])
+        assert abs(value - kept[column]) <= allowed, (
+            f"{name}, {case}: {column} is {value:.6g} now, {kept[column]:.6g} in the record; allowed ± {allowed:.3g}"
+        )
+    return {**case, **again}
+
+
+def experiment(name: str, folder: Path = RESULTS) -> ModuleType:
+    """The experiment as a module.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    path = source(name, folder)
+    if not path.is_file():
+        known = ", ".join(names(folder)) or "none yet"
+        raise InputError(f"experiments/{name}.py: no such experiment; there is {known}")
+    spec = importlib.util.spec_from_file_location(f"experiments.{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # so that what it defines can be pickled to other processes
+    spec.loader.exec_module(module)
+    return module
+
+
+def _commit(folder: Path) -> str | None:
+    command = ["git", "-C", str(Path(folder).resolve().parent), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
