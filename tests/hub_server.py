@@ -45,7 +45,14 @@ class Repository:
     def entry(self, name: str) -> dict:
         """A file as the tree and the listing describe it."""
         size, etag = (self.folder / name).stat().st_size, self.etag(name)
-        entry = {"type": "file", "path": name, "rfilename": name, "size": size, "oid": etag[:40], "blobId": etag[:40]}
+        entry = {
+            "type": "file",
+            "path": name,
+            "rfilename": name,
+            "size": size,
+            "oid": etag[:40],
+            "blobId": etag[:40],
+        }
         if name.endswith(LFS):
             entry["lfs"] = {"oid": etag, "sha256": etag, "size": size, "pointerSize": 134}
         return entry
@@ -145,11 +152,17 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._has(repository, revision):
             return self._error(404, "RevisionNotFound", "Invalid rev id")
         if name not in repository.names():
-            return self._error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repository.commit()})
+            return self._error(
+                404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repository.commit()}
+            )
         content = (repository.folder / name).read_bytes()
         if name in repository.wrong:
             content = bytes(byte ^ 1 for byte in content)
-        headers = {"ETag": f'"{repository.etag(name)}"', "X-Repo-Commit": repository.commit(), "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{repository.etag(name)}"',
+            "X-Repo-Commit": repository.commit(),
+            "Accept-Ranges": "bytes",
+        }
         if name.endswith(LFS):
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": headers["ETag"]}
         status, start = 200, 0
@@ -178,7 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
         return [unquote(value.replace("+", " ")) for key, value in pairs if key == "paths"]
 
     def _gated(self, repository: Repository) -> None:
-        message = f"Access to model {repository.id} is restricted. You must have access to it and be authenticated."
+        message = (
+            f"Access to model {repository.id} is restricted. You must have access to it and be authenticated."
+        )
         self._error(repository.gated, "GatedRepo", message)
 
     def _error(self, status: int, code: str, message: str, headers: dict | None = None) -> None:

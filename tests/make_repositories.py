@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-WORDS = "the a model data text loss train test learn weight token batch step rate fine tune small large".split()
+WORDS = (
+    "the a model data text loss train test learn weight token batch step rate fine tune small large".split()
+)
 
 
 def tiny_gpt2(folder: Path) -> Path:
@@ -15,11 +17,19 @@ def tiny_gpt2(folder: Path) -> Path:
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator([" ".join(WORDS)] * 50, vocab_size=400, special_tokens=["<|endoftext|>"])
     bpe.save_model(str(folder))
-    (folder / "tokenizer_config.json").write_text('{"model_max_length": 128, "tokenizer_class": "GPT2Tokenizer"}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"model_max_length": 128, "tokenizer_class": "GPT2Tokenizer"}'
+    )
     end = bpe.token_to_id("<|endoftext|>")
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=bpe.get_vocab_size(), n_positions=128, n_embd=32, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end
+        vocab_size=bpe.get_vocab_size(),
+        n_positions=128,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=end,
+        eos_token_id=end,
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
@@ -43,9 +53,12 @@ def tiny_wikitext(folder: Path) -> Path:
         table = pyarrow.table({"text": lines})
         pyarrow.parquet.write_table(table, folder / "wikitext-2-raw-v1" / f"{split}-00000-of-00001.parquet")
     splits = "".join(
-        f"  - split: {split}\n    path: wikitext-2-raw-v1/{split}-*\n" for split in ("train", "validation", "test")
+        f"  - split: {split}\n    path: wikitext-2-raw-v1/{split}-*\n"
+        for split in ("train", "validation", "test")
     )
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: wikitext-2-raw-v1\n  data_files:\n{splits}---\n")
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: wikitext-2-raw-v1\n  data_files:\n{splits}---\n"
+    )
     return folder
 
 
@@ -97,7 +110,11 @@ def tiny_gguf(path: Path):
     writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}")
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
     names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
-    names |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names |= {
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
     weights = model.state_dict()
     writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"].float().numpy())
     writer.add_tensor("output_norm.weight", weights["model.norm.weight"].float().numpy())

@@ -59,10 +59,14 @@ def docstrings(source: str) -> list[str]:
         return []
     texts = [ast.get_docstring(node) or "" for node in _definitions(tree)]
     # A lone surrogate or a NUL is legal in a string literal but not in a text file.
-    return [text for text in texts if text and "\0" not in text and text == text.encode(errors="ignore").decode()]
+    return [
+        text for text in texts if text and "\0" not in text and text == text.encode(errors="ignore").decode()
+    ]
 
 
-def _definitions(tree: ast.AST) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+def _definitions(
+    tree: ast.AST,
+) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
     """Everything that may have a docstring, in the order of the text.
 
     Only statements are visited: most nodes of a module are expressions, which define nothing.
