@@ -73,7 +73,7 @@ def run(session: nox.Session, *command: str | Path, **env: str) -> None:
     if not STAMP.exists() or json.loads(STAMP.read_text())["digest"] != digest:
         install(session, digest)
     path = os.pathsep.join([str(PYTHON.parent), os.environ.get("PATH", "")])
-    inside = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT), "PYTHONPATH": "", **QUIET, **env}
+    inside = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT), "PYTHONPATH": None, **QUIET, **env}
     session.run(str(PYTHON), *map(str, command), env=inside, external=True)
 
 
@@ -89,7 +89,7 @@ def lint(session: nox.Session) -> None:
     run(session, "-m", "ruff", "format", "--check", ".")
     run(session, "-m", "ruff", "check", ".")
     run(session, "-m", "codespell_lib")
-    run(session, "-m", "pyrefly", "check", "--output-format", "min-text", "--summary", "none")
+    run(session, "-m", "pyrefly", "check", "--output-format", "min-text", "--summary=none")
     workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
     run(session, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
     run(session, "-m", "check_jsonschema", "--builtin-schema", "vendor.readthedocs", ".readthedocs.yaml")
