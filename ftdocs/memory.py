@@ -1,21 +1,28 @@
-"""Will it fit, before it runs: a first closed form of the memory that training needs."""
+"""Will it fit, before it runs: a first closed form of the memory and the disk that training needs."""
 
+import threading
+import time
+from collections.abc import Callable
 from typing import Literal
 
+import psutil
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ftdocs import hardware
 
 Method = Literal["full", "lora"]
 
 
-def parameters(config: PreTrainedConfig) -> int:
-    """How many parameters a model of this config has, counted on the meta device: no memory, no weights.
-
-    An output layer that is tied to the embedding counts once.
-    """
+def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of this config on the meta device: every shape, no memory, no weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+        return AutoModelForCausalLM.from_config(config)
+
+
+def parameters(config: PreTrainedConfig) -> int:
+    """How many parameters a model of this config has; an output layer tied to the embedding counts once."""
+    return sum(parameter.numel() for parameter in on_meta(config).parameters())
 
 
 def lora_parameters(config: PreTrainedConfig, rank: int) -> int:
@@ -23,11 +30,34 @@ def lora_parameters(config: PreTrainedConfig, rank: int) -> int:
 
     A layer of shape (out, in) gets ``B`` (out, rank) and ``A`` (rank, in).
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    model = on_meta(config)
     output = model.get_output_embeddings()
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not output]
+    layers = [
+        layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not output
+    ]
     return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+
+
+def activation_bytes(config: PreTrainedConfig, tokens: int, method: Method = "full") -> int:
+    """Bytes that the layers of a LLaMA-like decoder keep for the backward pass, under bfloat16 autocast.
+
+    Counted from transformers' ``LlamaDecoderLayer``, per token and layer. Linear layers and attention work in
+    bfloat16 (2 bytes), norms in float32 (4 bytes). Attention is SDPA's, which keeps no (T, T) matrix.
+
+    Args:
+        config: reads ``num_hidden_layers``, ``hidden_size``, ``intermediate_size``, and the attention heads.
+        tokens: of a micro-batch: sequences × sequence length, padding included.
+        method: LoRA's frozen norms keep less, its adapters one more copy of attention's output; what the rank
+            adds is left out.
+    """
+    hidden = config.hidden_size
+    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    norms = 2 * 4 * hidden * (2 if method == "full" else 1)  # what goes in, and (trained) what is scaled
+    inputs = 2 * (5 * hidden + queries)  # of q, k, v, gate, up; of o, which is attention's output
+    attention = 2 * (queries * (1 if method == "full" else 2) + 2 * keys)
+    mlp = 2 * 4 * config.intermediate_size  # gate, its SiLU, up, their product
+    return tokens * config.num_hidden_layers * (norms + inputs + attention + mlp)
 
 
 def training_bytes(
@@ -36,34 +66,95 @@ def training_bytes(
     rank: int = 8,
     batch_size: int = 1,
     seq_len: int = 512,
-    weight_bytes: int = 4,
-    compute_bytes: int = 2,
 ) -> dict[str, int]:
-    """Bytes that a training step of a decoder needs, by what they hold.
+    """Bytes that a training step of a decoder needs on one device, by what they hold.
 
-    Resting: the weights (``weight_bytes`` each; LoRA's frozen ones ``compute_bytes``), and for every trained
-    parameter its gradient and AdamW's two moments in float32. Passing: what the forward pass keeps for the
-    backward pass, about 34 bytes per token, layer and hidden unit in 16 bits (Korthikanti et al., 2022,
-    without their attention matrix, which SDPA does not keep), and the logits with their float32 copy and its
-    gradient. The largest moment is a little below the sum. Fragmentation and the framework are not in it.
+    As in mixed precision (``precision: bf16-mixed``): trained weights, their gradients and AdamW's two moments
+    are float32, frozen weights and matrix products bfloat16. Autocast keeps a bfloat16 copy of each trained
+    linear layer. A logit takes 12 bytes at the worst moment: its log-probability, and two gradients, in float32.
+
+    Not in it: what lives only inside one operation, the memory allocator's gaps, the framework itself.
 
     Args:
-        config: of a decoder; reads ``hidden_size``, ``num_hidden_layers`` and ``vocab_size``.
-        method: full, or lora on every linear layer.
+        config: of a LLaMA-like decoder; see :func:`activation_bytes`.
+        method: full, or lora on every linear layer but the output layer.
         rank: LoRA's rank.
         batch_size: sequences of a micro-batch.
         seq_len: tokens of a sequence.
-        weight_bytes: bytes of a trained weight.
-        compute_bytes: bytes of a number in matrix products.
     """
     total = parameters(config)
     trained = total if method == "full" else lora_parameters(config, rank)
-    frozen = total if method == "lora" else 0
+    frozen = 0 if method == "full" else total
+    lookup = 0 if config.tie_word_embeddings or method == "lora" else config.vocab_size * config.hidden_size
     tokens = batch_size * seq_len
     return {
-        "weights": trained * weight_bytes + frozen * compute_bytes,
-        "gradients": trained * weight_bytes,
-        "optimiser": trained * 8,
-        "activations": tokens * config.num_hidden_layers * config.hidden_size * 17 * compute_bytes,
-        "logits": tokens * config.vocab_size * (compute_bytes + 4 + 4),
+        "weights": 4 * trained + 2 * frozen,
+        "optimiser": 8 * trained,
+        "gradients": 4 * trained,
+        "bf16 copies": 2 * (trained - lookup),  # an embedding that is only looked up is not copied
+        "activations": activation_bytes(config, tokens, method),
+        "logits": 12 * config.vocab_size * tokens,
     }
+
+
+def peak_bytes(parts: dict[str, int]) -> int:
+    """The most that is held at once: when the loss is differentiated, or when the optimiser steps.
+
+    From the one moment to the other the activations are freed layer by layer while the gradients arrive.
+    """
+    at_loss = sum(parts.values()) - parts["gradients"]
+    at_step = parts["weights"] + parts["optimiser"] + parts["gradients"]
+    return max(at_loss, at_step)
+
+
+def disk_bytes(
+    config: PreTrainedConfig, method: Method = "full", rank: int = 8, checkpoints: int = 2
+) -> dict[str, int]:
+    """Bytes on disk of a run: base model in bfloat16, checkpoints, tuned weights.
+
+    A checkpoint holds the trained weights and AdamW's two moments, all float32: 12 bytes for a parameter.
+
+    Args:
+        config: of the base model.
+        method: full, or lora on every linear layer but the output layer.
+        rank: LoRA's rank.
+        checkpoints: how many are kept at a time.
+    """
+    total = parameters(config)
+    trained = total if method == "full" else lora_parameters(config, rank)
+    return {"base model": 2 * total, "checkpoints": checkpoints * 12 * trained, "result": 4 * trained}
+
+
+def measured_peak(work: Callable[[], object], every: float = 0.002) -> int:
+    """Run ``work`` and return the most bytes that were in use meanwhile, above those in use before.
+
+    On CUDA what PyTorch's allocator handed out; on MPS what it holds; on the CPU the process's resident memory,
+    looked at ``every`` so many seconds by a second thread.
+    """
+    kind = hardware.device().type
+    if kind == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    in_use = (
+        torch.mps.driver_allocated_memory if kind == "mps" else lambda: psutil.Process().memory_info().rss
+    )
+    before = most = in_use()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not done.is_set():
+            most = max(most, in_use())
+            time.sleep(every)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return max(most, in_use()) - before
