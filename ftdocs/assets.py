@@ -413,7 +413,8 @@ def _find(name: str) -> Asset | None:
 
 def _nearest(name: str, kind: str) -> str:
     names = [asset.name for asset in CATALOGUE if asset.kind == kind]
-    near = get_close_matches(name.split("/")[-1].lower(), names, n=1, cutoff=0.5)
+    asked = name.split("/")[-1].lower()
+    near = [known for known in names if asked in known] or get_close_matches(asked, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; short names are {', '.join(names)}"
 
 

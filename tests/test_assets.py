@@ -93,6 +93,8 @@ def test_movie_reviews_are_all_there_with_their_classes():
 def test_unknown_names_get_the_nearest_one():
     with pytest.raises(InputError, match="did you mean 'smollm2-135m-instruct'"):
         assets.model_path("smolm2-135m-instruct")
+    with pytest.raises(InputError, match="did you mean 'smollm2-135m-instruct'"):
+        assets.model_path("smollm")
     with pytest.raises(InputError, match="did you mean 'docstrings'"):
         assets.data_path("docstring")
     with pytest.raises(InputError, match=r"minilm.*no such short name"):
