@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
 PACKAGE = Path(__file__).parent
@@ -93,10 +92,9 @@ def _installed(name: str) -> tuple[str, tuple[str, ...]] | None:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-    here = {**default_environment(), "extra": ""}
     parsed = [Requirement(text) for text in distribution.requires or []]
     return distribution.version, tuple(
-        each.name for each in parsed if not each.marker or each.marker.evaluate(here)
+        each.name for each in parsed if not each.marker or each.marker.evaluate({"extra": ""})
     )
 
 
