@@ -181,5 +181,5 @@ def test_the_package_knows_no_page_and_no_page_a_private_name():
     package = [path for path in tracked() if path.is_relative_to(ROOT / "ftdocs")]
     assert not [str(path) for path in package if re.search(r"\bdocs/\w", read(path))]
     pages = [path for path in tracked() if path.is_relative_to(ROOT / "docs") and path.suffix == ".md"]
-    private = re.compile(r"from ftdocs[\w.]* import [^\n]*\b_\w|\bftdocs(?:\.\w+)*\._\w")
+    private = re.compile(r"from ftdocs[\w.]* import [^\n]*\b_[^\W_]|\bftdocs(?:\.\w+)*\._[^\W_]")
     assert not [str(path) for path in pages if private.search(read(path))]
