@@ -86,12 +86,9 @@ def assistant_span(tokenizer: PreTrainedTokenizerBase, messages: list[Message], 
             f"the chat template writes message {turn + 1} differently with and without what surrounds it, so its "
             f"tokens cannot be told apart; mark them with {{% generation %}} in the template, or split the conversation"
         )
-    reply = through.rstrip()
-    if reply.endswith(
-        messages[turn]["content"].rstrip()
-    ):  # no end-of-turn token: white space is the only end
+    if through[len(before) :].strip() == messages[turn]["content"].strip():  # white space is the only end
         return len(before), len(through)
-    return len(before), len(reply)
+    return len(before), len(through.rstrip())
 
 
 def encode_chat(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[Row]:

@@ -46,7 +46,8 @@ def split(
         for name, filled in fill(members, {name: wanted[name][value] for name in shares}).items():
             parts[name] += filled
     for name in (name for name, share in shares.items() if share > 0 and not parts[name]):
-        parts[name].append(_take_smallest(parts["train"]))
+        richest = max(parts.values(), key=len)  # at least two bundles, as there are enough for every split
+        parts[name].append(richest.pop(min(range(len(richest)), key=lambda index: len(richest[index]))))
     train, held_out, final = (
         sorted((row for members in part for row in members), key=lambda row: order[id(row)])
         for part in parts.values()
@@ -96,10 +97,6 @@ def fill(bundles: list[list[Row]], wanted: dict[str, int]) -> dict[str, list[lis
         last = next(name for name in reversed(wanted) if parts[name])
         parts["train"].append(parts[last].pop())
     return parts
-
-
-def _take_smallest(bundles: list[list[Row]]) -> list[Row]:
-    return bundles.pop(min(range(len(bundles)), key=lambda index: len(bundles[index])))
 
 
 def _majority(members: list[Row], column: str) -> Any:
