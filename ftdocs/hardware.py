@@ -17,6 +17,9 @@ from ftdocs.errors import InputError
 from ftdocs.recipe import PROFILES, Profile
 
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate")
+CPU_INDEX = "https://pytorch.org/get-started/locally/"  # where PyTorch documents its index of CPU builds
+# What pip downloads for torch 2.13.0 and the libraries it needs, by `uv lock`'s list of file sizes.
+DOWNLOADS = {"linux cuda": "2.7 GB", "linux cpu": "0.2 GB", "macos": "0.1 GB", "windows cpu": "0.1 GB"}
 
 
 def device() -> torch.device:
@@ -85,6 +88,30 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def platform_note(system: str | None = None) -> str:
+    """What of this book works on a platform, and how much installing PyTorch downloads there.
+
+    Args:
+        system: "Linux", "Darwin" or "Windows", as ``platform.system()`` says; this machine's when left out.
+    """
+    system = system or platform.system()
+    if system == "Darwin":
+        return (
+            f"macOS 14 or newer on Apple silicon: PyTorch ({DOWNLOADS['macos']}) trains on the GPU through MPS, here in"
+            " float32; FlashAttention is for CUDA only. Intel Macs have no build of this PyTorch."
+        )
+    if system == "Windows":
+        return (
+            f"Windows: pip brings PyTorch's CPU build ({DOWNLOADS['windows cpu']}); {CPU_INDEX} has the command for"
+            " an NVIDIA GPU. Shell blocks of the book need Bash; in WSL 2 everything is as on Linux."
+        )
+    return (
+        "Linux: the book is built here. On x86-64 a bare `pip install torch` brings the CUDA build"
+        f" ({DOWNLOADS['linux cuda']}); the CPU build ({DOWNLOADS['linux cpu']}) is in PyTorch's own index:"
+        f" {CPU_INDEX}"
+    )
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a run's result depends on; a missing package is left out."""
     found = {"python": platform.python_version()}
@@ -142,7 +169,11 @@ def checks(needed_disk: float = 3e9, needed_memory: float = 4e9) -> list[Check]:
         )
     )
     writable = os.access(existing, os.W_OK)
-    found.append(Check("cache", "writable" if writable else "read-only", writable, "set FTDOCS_HOME to your own folder"))
+    found.append(
+        Check(
+            "cache", "writable" if writable else "read-only", writable, "set FTDOCS_HOME to your own folder"
+        )
+    )
     return found
 
 
@@ -158,7 +189,8 @@ def report() -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "matmul_gflops": {
-            str(kind).removeprefix("torch."): round(matmul_gflops(kind)) for kind in (torch.float32, torch.bfloat16)
+            str(kind).removeprefix("torch."): round(matmul_gflops(kind))
+            for kind in (torch.float32, torch.bfloat16)
         },
         "versions": versions(),
         "checks": [vars(check) for check in checks()],
