@@ -1,0 +1,47 @@
+"""Sybil over the book: every fence of every page is a test, in the smallest size."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sybil import Sybil
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "docs" / "_ext")]
+
+from examples import SMALL, parse  # noqa: E402
+from fences import pages, read  # noqa: E402
+
+
+class Book(pytest.Collector):
+    """The pages, each a file of its own, so that ``--dist loadfile`` keeps a page's cells together."""
+
+    def collect(self) -> Iterator[pytest.Collector]:
+        hook = Sybil([parse], pattern="*.md", path=str(ROOT)).pytest()
+        for page in pages(ROOT):
+            if read(page, ROOT):
+                yield hook(page, self)
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """The pages lie outside this folder: they are collected where pytest meets this file."""
+    return Book.from_parent(parent, name="book") if file_path == Path(__file__) else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small() -> Iterator[None]:
+    """The smallest size, without progress bars, for what runs in this process too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in SMALL.items():
+            patch.setenv(key, value)
+        yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many of the book's fences are exceptions."""
+    fences = [fence for page in pages(ROOT) for fence in read(page, ROOT)]
+    exempt = [fence for fence in fences if "exempt" in fence.marks or fence.kind == "windows"]
+    if fences:
+        share = len(exempt) / len(fences)
+        terminalreporter.write_line(f"fences: {len(fences)}, exceptions: {len(exempt)} ({share:.1%})")

@@ -1,0 +1,238 @@
+"""Planted faults: each is caught by the build of a small book, and nothing but what changed runs again."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from book import stamp
+from execute import Book, Checked, Run
+from verified import on_gpu, write_gpu
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = "---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n"
+TOKEN = "hf_" + "a1B2" * 8
+
+GOOD = {
+    "docs/index.md": "# A book\n\n```{toctree}\none\ntwo\nstatus\n```\n",
+    "docs/one.md": NOTEBOOK
+    + """# One
+
+```{literalinclude} ../ftdocs/first.py
+:pyobject: double
+```
+
+```{code-cell} python
+from ftdocs.first import double
+
+print(double(21))
+```
+
+<!-- fence: output -->
+```text
+42
+```
+
+<!-- fence: file words.txt -->
+```text
+one
+two
+```
+
+```bash
+export NUMBER=2
+wc -l words.txt
+```
+
+<!-- fence: exits 3 -->
+```bash
+exit $((NUMBER + 1))
+```
+
+<!-- fence: raises TypeError: unsupported operand -->
+```{code-cell} python
+:tags: [raises-exception]
+double(None)
+```
+""",
+    "docs/two.md": NOTEBOOK
+    + "# Two\n\n::::{tab-set}\n:::{tab-item} A\n```console\n$ echo here\nhere\n```\n:::\n::::\n\n"
+    + "```{code-cell} python\nfrom ftdocs import second\n\nprint(second.NAME)\n```\n",
+    "docs/status.md": "# Status\n\n```{status}\n```\n",
+    "ftdocs/__init__.py": "",
+    "ftdocs/first.py": 'def double(number: int) -> int:\n    """Twice a number."""\n    return number * 2\n\n\n'
+    "def never() -> None:\n    print('not called')\n",
+    "ftdocs/second.py": 'NAME = "second"\n',
+}
+
+FAULTS = {
+    "docs/broken.md": (NOTEBOOK + "# Broken\n\n```{code-cell} python\n1 / 0\n```\n", "ZeroDivisionError"),
+    "docs/silent.md": (
+        NOTEBOOK
+        + "# Silent\n\n<!-- fence: raises ValueError -->\n"
+        + "```{code-cell} python\n:tags: [raises-exception]\nprint(1)\n```\n",
+        "silent.md:9: was to raise `ValueError`, but raised nothing",
+    ),
+    "docs/leak.md": (
+        NOTEBOOK + f"# Leak\n\n```{{code-cell}} python\nprint('{TOKEN[:5]}' + '{TOKEN[5:]}')\n```\n",
+        "leak.md:8: the output holds something like an access token",
+    ),
+    "docs/home.md": (
+        NOTEBOOK + "# Home\n\n```{code-cell} python\nimport sys\n\nprint(sys.prefix)\n```\n",
+        "home.md:8: the output holds Python's folder",
+    ),
+    "docs/claimed.md": (
+        NOTEBOOK
+        + "# Claimed\n\n```{literalinclude} ../ftdocs/first.py\n:pyobject: never\n```\n\n"
+        + "```{code-cell} python\nimport ftdocs.first\n```\n",
+        "claimed.md:8: this page's run never reaches never",
+    ),
+    "docs/nested.md": (
+        NOTEBOOK + "# Nested\n\n:::{note}\n```{code-cell} python\n1\n```\n:::\n",
+        "nested.md:9: a cell inside another block never runs",
+    ),
+    "docs/unlisted.md": (
+        "# Unlisted\n\n- item\n\n  ```text\n  what?\n  ```\n",
+        "unlisted.md:5: nothing says how",
+    ),
+    "docs/plain.md": ("# Plain\n\n```python\nprint(1)\n```\n", "plain.md:3: make it a {code-cell} python"),
+    "docs/differs.md": (
+        "# Differs\n\n```bash\necho 1.00 s\n```\n\n<!-- fence: output within 20% -->\n```text\n1.30 s\n```\n",
+        "differs.md:8: the output differs",
+    ),
+    "docs/recipe.md": (
+        "# Recipe\n\n```yaml\nmodel: smollm2\ndata: {path: a.jsonl}\ntrian: {epochs: 1}\n```\n",
+        "recipe.md:3: Recipe refuses it",
+    ),
+    "docs/unread.md": ("# Unread\n\n```toml\na = 1\n```\n", "unread.md:3: nothing says what reads this toml"),
+    "docs/unused.md": (
+        "# Unused\n\n<!-- fence: file never.csv -->\n```csv\na,b\n```\n",
+        "line 4 writes never.csv, and no later block names it",
+    ),
+    "docs/option.md": (
+        "# Option\n\n<!-- fence: validated by options -->\n```bash\npython -m pip install --no-such-thing x\n```\n",
+        "`python -m pip install --help` knows no --no-such-thing",
+    ),
+    "docs/fails.md": ("# Fails\n\n```bash\nfalse\ntrue\n```\n", "fails.md:3: ended with 1 instead of 0"),
+    "docs/link.md": (
+        "# Link\n\n[nowhere](missing.md)\n\n<a href='gone.html'>gone</a>\n",
+        "no file for gone.html",
+    ),
+    "docs/xref.md": ("# Reference\n\n{doc}`absent`\n", "unknown document: 'absent'"),
+}
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    """A small book that is in order, with a package of its own."""
+    for path, text in GOOD.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    shutil.copy(ROOT / "docs" / "conf.py", tmp_path / "docs")
+    for shared in ("_ext", "_static"):
+        (tmp_path / "docs" / shared).symlink_to(ROOT / "docs" / shared)
+    return tmp_path
+
+
+def build(root: Path, *options: str) -> subprocess.CompletedProcess:
+    """Build a book whose package comes before the installed one in the kernels, and there alone."""
+    # -E: the build itself does not look at PYTHONPATH, what it starts does
+    command = [
+        sys.executable,
+        "-E",
+        str(ROOT / "docs" / "_ext" / "build.py"),
+        "--profile",
+        "smoke",
+        "--root",
+        str(root),
+    ]
+    return subprocess.run(
+        [*command, *options], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+
+
+def states(output: str) -> dict[str, str]:
+    """What the build says of each page."""
+    return dict(re.findall(r"^\[\d+/\d+\] (\S+): ([\w]+)", output, re.MULTILINE))
+
+
+def test_a_good_book_is_built_and_only_what_changed_runs_again(book: Path):
+    first = build(book)
+    assert first.returncode == 0, first.stderr
+    assert states(first.stdout)["docs/one"] == states(first.stdout)["docs/two"] == "run"
+    site = book / "docs" / "_build" / "html"
+
+    kept = json.loads((site / "verified.json").read_text())
+    assert set(kept) >= {"commit", "built", "device", "versions", "fences"}
+    by_place = {(fence["page"], fence["line"]): fence for fence in kept["fences"]}
+    assert {fence["status"] for fence in kept["fences"]} == {"executed", "validated", "output"}
+    lines = [number for number, line in enumerate(GOOD["docs/one.md"].splitlines(), 1) if "{code-cell}" in line]
+    assert by_place["docs/one", 8]["reason"] == f"reached by the cells at lines {lines[0]}, {lines[1]}"
+    assert by_place["docs/two", 10]["language"] == "console"
+    assert len(kept["fences"]) == 9
+
+    one = (site / "one.html").read_text()
+    assert "not yet run on a GPU" in one and "book-stamp" in one
+    assert "TypeError" in one, "the error that is meant is shown"
+    assert "one" in (site / "status.html").read_text()
+
+    again = build(book)
+    assert set(states(again.stdout).values()) == {"unchanged"}
+    assert again.returncode == 0
+
+    two = book / "docs" / "two.md"
+    two.write_text(GOOD["docs/two.md"].replace("print(second.NAME)", "print(second.NAME, 1)"))
+    command = [sys.executable, "-m", "sphinx", "-q", str(book / "docs"), str(book / "out")]
+    alone = subprocess.run(command, capture_output=True, text=True)
+    assert alone.returncode != 0, "Sphinx must not execute a page by itself"
+    assert "two: not run as it stands" in alone.stderr
+    two.write_text(GOOD["docs/two.md"])
+
+    (book / "ftdocs" / "first.py").write_text(GOOD["ftdocs/first.py"].replace("number * 2", "number * 3"))
+    changed = build(book)
+    assert states(changed.stdout)["docs/two"] == "unchanged", "it does not reach the module"
+    assert states(changed.stdout)["docs/one"] == "FAILED", "its output is no longer 42"
+    assert "one.md:20: the output differs" in changed.stderr
+    assert "-42" in changed.stderr and "+63" in changed.stderr
+    assert changed.returncode == 1
+    assert not (site / "verified.json").exists()
+
+
+def test_planted_faults_are_all_caught(book: Path):
+    for path, (text, _) in FAULTS.items():
+        (book / path).write_text(text)
+    (book / "docs" / "index.md").write_text("# Faults\n\n```{toctree}\n:glob:\n*\n```\n")
+    done = build(book)
+    assert done.returncode == 1
+    missed = [path for path, (_, wanted) in FAULTS.items() if wanted not in done.stderr]
+    assert not missed, done.stderr
+    blamed = set(re.findall(r"docs/(\w+)\.md", done.stderr))
+    assert not blamed & {"one", "two", "status"}, "what is in order is not blamed"
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_gpu_run_takes_the_mark_away(book: Path):
+    run = Run(
+        "docs/one",
+        "key",
+        "code",
+        "2026-11-01T10:00:00+00:00",
+        None,
+        "A GPU",
+        "gpu",
+        {"python": "3.11"},
+        1.0,
+        1.0,
+        0,
+    )
+    run.fences.append(Checked("docs/one", 1, "python", "executed", 1.0))
+    write_gpu(Book(book, "gpu", "A GPU"), [run])
+    cpu = Run(**{**vars(run), "profile": "cpu", "device": "A CPU"})
+    assert "not yet run on a GPU" in stamp(cpu, None)
+    assert "ran on A GPU, 2026-11-01" in stamp(cpu, on_gpu(book)["docs/one"])
+    cpu.code = "changed"
+    assert "before its last change" in stamp(cpu, on_gpu(book)["docs/one"])
