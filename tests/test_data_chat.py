@@ -196,7 +196,7 @@ def test_labelled_text_keeps_its_special_tokens_when_cut():
         {"row": 2, "text": "bad", "label": "bad"},
     ]
     encoded = encode(rows, "label", minilm, 8, ["bad", "good"])
-    assert [row["labels"] for row in encoded] == [1, 0]
+    assert [row["label"] for row in encoded] == [1, 0]
     assert [row["input_ids"][-1] for row in encoded] == [minilm.sep_token_id] * 2
     assert len(encoded[0]["input_ids"]) == 8
     assert encoded.truncated == 1

@@ -93,6 +93,8 @@ BAD_TEXT_FILES = [
     ("a.csv", b'prompt,completion\na,"b\n', "row 1: broken CSV"),
     ("a.csv", b"text,text\na,b\n", "empty or repeated name"),
     ("a.csv", b"text\n", "no rows in it"),
+    ("a.csv", b"text;label\na;b\n", "separated by semicolons"),
+    ("a.csv", b"text\ra\rb\r", "header line: broken CSV"),
     ("a.csv", b"text\na\xe9\n", "line 2: not UTF-8"),
     ("a.parquet", b"PAR1 no", "damaged, or not a Parquet file"),
     ("a.parquet", b"", "damaged, or not a Parquet file"),

@@ -78,6 +78,16 @@ def test_a_class_of_one_row_is_trained_on_not_tested():
         assert "rare" in {row["label"] for row in split(rows, 0.3, 0.3, seed, stratify="label")[0]}
 
 
+def test_the_smallest_data_set_of_two_classes_keeps_both_in_training():
+    rows = [{"row": n, "text": f"text {n}", "label": "ab"[n % 2]} for n in range(4)]
+    for seed in range(20):
+        parts = split(rows, 0.1, 0.1, seed, stratify="label")
+        assert {row["label"] for row in parts[0]} == {"a", "b"}
+        assert [len(part) for part in parts] == [2, 1, 1]
+    with pytest.raises(InputError, match="no training row is left with label"):
+        split(rows[:3], 0.1, 0.1, stratify="label")
+
+
 def test_another_seed_is_another_split_and_the_same_seed_the_same():
     rows = [{"row": n, "text": f"text {n}"} for n in range(100)]
     assert split(rows, seed=0) == split(rows, seed=0)

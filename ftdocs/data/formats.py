@@ -1,6 +1,7 @@
 """The formats a row may have: recognise one, check it, and bring it to its plain fields."""
 
 import json
+import re
 from typing import Any
 
 from ftdocs.errors import InputError
@@ -16,6 +17,7 @@ COLUMNS = {
     "label": ("text", "label"),
     "preference": ("prompt", "chosen", "rejected"),
 }
+INTEGER = re.compile(r"-?[0-9]{1,18}")
 SHAREGPT = (
     "rename `conversations` to `messages`, and in it `from` to `role` (human: user, gpt: assistant) "
     "and `value` to `content`"
@@ -143,7 +145,7 @@ def class_names(rows: list[Row], where: str) -> list[str]:
         raise InputError(
             f"{where}: every row has the label {names.pop()!r}; a classifier needs two classes or more"
         )
-    return sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
+    return sorted(names, key=lambda name: (0, int(name), "") if INTEGER.fullmatch(name) else (1, 0, name))
 
 
 def is_blank(row: Row, format: str, where: str) -> bool:

@@ -77,7 +77,7 @@ def after_cutting(rows: list[Row], format: str, seq_len: int) -> dict[str, Any]:
 def pieces(row: Row, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> list[dict[str, Any]]:
     """The first ``seq_len`` tokens of a row as text again, in runs that are trained and runs that are not."""
     ids = row["input_ids"][:seq_len]
-    labels = [IGNORED] * len(ids) if isinstance(row["labels"], int) else row["labels"][:seq_len]
+    labels = [IGNORED] * len(ids) if "label" in row else row["labels"][:seq_len]
     found, end, before = [], 0, ""
     for trained, run in groupby(labels, key=lambda label: label != IGNORED):
         end += len(list(run))

@@ -70,8 +70,8 @@ def collate_padded(rows: list[Row], pad_id: int = 0) -> dict[str, torch.Tensor]:
     filling = [width - len(row["input_ids"]) for row in rows]
     ids = [row["input_ids"] + [pad_id] * count for row, count in zip(rows, filling, strict=True)]
     seen = [[1] * (width - count) + [0] * count for count in filling]
-    if isinstance(rows[0]["labels"], int):
-        labels = [row["labels"] for row in rows]
+    if "label" in rows[0]:
+        labels = [row["label"] for row in rows]
     else:
         labels = [row["labels"] + [IGNORED] * count for row, count in zip(rows, filling, strict=True)]
     return {

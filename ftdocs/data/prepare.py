@@ -136,7 +136,7 @@ def encode(
     Text, prompts and conversations give ``{"input_ids", "labels", "row"}``, two lists of one length, -100
     where nothing is trained: the first token always, as nothing stands before it. Text is cut into
     pieces with nothing lost; of a conversation or a labelled text the beginning is kept. The format
-    label gives as ``"labels"`` one integer, the label's index in ``labels``. Raises
+    label gives ``{"input_ids", "label", "row"}``, the label's index in ``labels``. Raises
     :class:`InputError` if nothing is left to train on.
     """
     if seq_len < 2:
@@ -193,7 +193,7 @@ def encode_labelled(
         encoded = tokenizer(texts, truncation=True, max_length=seq_len, verbose=False)
         result.truncated += sum(bool(encoding.overflowing) for encoding in encoded.encodings or [])
         for row, ids in zip(part, encoded["input_ids"], strict=True):
-            result.append({"input_ids": ids, "labels": index[row["label"]], "row": row["row"]})
+            result.append({"input_ids": ids, "label": index[row["label"]], "row": row["row"]})
     return result
 
 

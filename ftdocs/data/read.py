@@ -183,6 +183,10 @@ def read_csv(path: Path) -> Iterator[Row]:
         raise InputError(
             f"{path}: the header line {header} has an empty or repeated name; name every column once"
         )
+    if len(header) == 1 and ";" in header[0]:
+        raise InputError(
+            f"{path}: columns separated by semicolons; save it with commas, or with tabs as .tsv"
+        )
     for number, record in enumerate(records, 1):
         if len(record) != len(header):
             raise InputError(
@@ -200,9 +204,8 @@ def _csv_records(path: Path, records: Iterable[list[str]]) -> Iterator[list[str]
                 number += 1
                 yield record
     except csv.Error as error:
-        raise InputError(
-            f"{path}, row {number + 1}: broken CSV ({error}); check the double quotes there"
-        ) from error
+        where = f"row {number + 1}" if number >= 0 else "header line"
+        raise InputError(f"{path}, {where}: broken CSV ({error}); check the double quotes there") from error
 
 
 def read_parquet(path: Path) -> Iterator[Row]:

@@ -46,8 +46,7 @@ def split(
         for name, filled in fill(members, {name: wanted[name][value] for name in shares}).items():
             parts[name] += filled
     for name in (name for name, share in shares.items() if share > 0 and not parts[name]):
-        richest = max(parts.values(), key=len)  # at least two bundles, as there are enough for every split
-        parts[name].append(richest.pop(min(range(len(richest)), key=lambda index: len(richest[index]))))
+        parts[name].append(_spare(max(parts.values(), key=len), stratify))
     train, held_out, final = (
         sorted((row for members in part for row in members), key=lambda row: order[id(row)])
         for part in parts.values()
@@ -99,6 +98,15 @@ def fill(bundles: list[list[Row]], wanted: dict[str, int]) -> dict[str, list[lis
     return parts
 
 
+def _spare(bundles: list[list[Row]], stratify: str | None) -> list[Row]:
+    """Take out the smallest bundle, one whose class has another bundle here if there is any."""
+    classes = [_majority(members, stratify) if stratify else None for members in bundles]
+    left = Counter(classes)
+    return bundles.pop(
+        min(range(len(bundles)), key=lambda place: (left[classes[place]] == 1, len(bundles[place])))
+    )
+
+
 def _majority(members: list[Row], column: str) -> Any:
     counts = Counter(row[column] for row in members)
     return min(counts, key=lambda value: (-counts[value], str(value)))
@@ -110,5 +118,5 @@ def _check_classes(train: list[Row], rows: list[Row], stratify: str | None) -> N
         if missing:
             raise InputError(
                 f"no training row is left with {stratify} {min(missing, key=str)!r}; "
-                f"add rows of it, or set smaller data.validation and data.test"
+                f"add rows of it, or set data.validation or data.test to 0"
             )
