@@ -85,4 +85,6 @@ def explain_write_errors(where: Path) -> Iterator[None]:
             raise InputError(f"{where}: the disk is full; free some space or choose another folder") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(f"{where}: no permission to write here; choose another folder") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise InputError(f"{where}: a file is in the way of this folder; choose another one") from error
         raise

@@ -91,7 +91,7 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     record = Record(folder, last, progress)
     trainer = CountingTrainer(
         model=trainable,
-        args=arguments(recipe, folder, steps(recipe, len(train_rows)), bool(held_out)),
+        args=arguments(recipe, folder, steps(recipe, len(train_rows)), validates=bool(held_out), resumed=bool(last)),
         train_dataset=train_rows,
         eval_dataset=held_out or None,
         data_collator=Collate(models.pad_token_id(tokenizer), packed),
@@ -127,7 +127,7 @@ def learning_rate(recipe: Recipe) -> float:
     return 1e-3 if recipe.method.name == "lora" else 1e-4
 
 
-def arguments(recipe: Recipe, folder: Path, total: int, validates: bool) -> TrainingArguments:
+def arguments(recipe: Recipe, folder: Path, total: int, validates: bool, resumed: bool) -> TrainingArguments:
     """The recipe in the words of ``transformers.TrainingArguments``."""
     asked = recipe.train
     return TrainingArguments(
@@ -146,7 +146,7 @@ def arguments(recipe: Recipe, folder: Path, total: int, validates: bool) -> Trai
         logging_nan_inf_filter=False,  # the default hides a NaN loss as the mean of the others
         eval_strategy="steps" if validates else "no",
         eval_steps=asked.eval_every or total,
-        eval_on_start=validates,
+        eval_on_start=validates and not resumed,
         save_strategy="steps",
         save_steps=asked.save_every or max(1, math.ceil(total / 10)),
         save_total_limit=2,
@@ -286,6 +286,7 @@ def stop_on_interrupt(record: Record) -> Iterator[None]:
 def save(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, folder: Path) -> None:
     """Write the tuned weights as safetensors with their tokenizer: ``adapter/`` for LoRA, else ``model/``."""
     target = folder / ("adapter" if recipe.method.name == "lora" else "model")
+    model.config.use_cache = True  # training switches it off; whoever generates with the saved model wants it
     shutil.rmtree(target, ignore_errors=True)  # a run that was killed in here
     with files.new_folder(target) as aside:
         if recipe.method.name == "lora":
