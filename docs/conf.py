@@ -54,6 +54,7 @@ html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_theme_options = {
     "show_toc_level": 2,
+    "navbar_persistent": [],  # the sidebar has the search field
     "use_download_button": False,
     "use_fullscreen_button": False,
     "pygments_light_style": "a11y-high-contrast-light",

@@ -146,11 +146,21 @@ class Status(SphinxDirective):
         listing = getattr(self.env, "book_lists", set())
         self.env.book_lists = listing | {self.env.docname}
         runs = [run for path in pages(root) if (run := Book(root, "", "").load(name(path, root)))]
-        return self.parse_text_to_nodes("\n\n".join(status(root, runs)), allow_section_headings=True)
+        summary, *sections = status(root, runs)
+        boxes = [
+            nodes.container("", *self.parse_text_to_nodes(part), classes=["book-status"])
+            for part in sections[1::2]
+        ]
+        found = self.parse_text_to_nodes(summary)
+        for title, box in zip(sections[::2], boxes, strict=True):
+            section = nodes.section("", nodes.title("", title), box, ids=[nodes.make_id(title)])
+            self.state.document.note_explicit_target(section)
+            found.append(section)
+        return found
 
 
 def status(root: Path, runs: list[Run]) -> list[str]:
-    """The status page as Markdown: sections and tables."""
+    """The status page as Markdown: a summary, then titles and tables in turn."""
     fences = [fence for run in runs for fence in run.fences]
     kinds = ("executed", "validated", "output", "exempt")
     counted = {kind: sum(fence.status == kind for fence in fences) for kind in kinds}
@@ -160,9 +170,9 @@ def status(root: Path, runs: list[Run]) -> list[str]:
         f"{len(fences)} blocks on {len(runs)} pages: "
         + ", ".join(f"{n} {kind}" for kind, n in counted.items())
         + ".",
-        "## Pages",
+        "Pages",
         _table(
-            ("Page", *kinds, "Seconds", "Memory, GB", "Size", "Ran"),
+            ("Page", *kinds, "Seconds", "GB", "Size", "Ran"),
             [
                 (
                     _link(run.page),
@@ -170,21 +180,21 @@ def status(root: Path, runs: list[Run]) -> list[str]:
                     f"{run.seconds:.1f}",
                     f"{run.peak_bytes / 1e9:.1f}" if run.peak_bytes else "",
                     run.profile,
-                    run.ran[:16].replace("T", " "),
+                    run.ran[:10],
                 )
                 for run in runs
             ],
         ),
-        "## Slowest blocks",
+        "Slowest blocks",
         _table(
             ("Page", "Line", "Seconds"), [(_link(f.page), f.line, f"{f.seconds or 0:.1f}") for f in slowest]
         ),
-        "## Exceptions",
+        "Exceptions",
         _table(
             ("Page", "Line", "Language", "Reason"),
             [(_link(f.page), f.line, f.language, f.reason) for f in exempt],
         ),
-        "## Recorded runs",
+        "Recorded runs",
         _table(("Record", "State", "Seconds", "Device", "Date"), _records(root / "results")),
     ]
 

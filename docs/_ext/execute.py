@@ -230,11 +230,9 @@ def run_page(book: Book, path: Path) -> Run:
     env = environment(book.profile, book.build / "runs")
     checked = _run_fences(fences, nb, Sandbox(folder, env), _kernel_environment(book, fences, report))
     seen = json.loads(report.read_text()) if report.is_file() else {"peak_bytes": 0, "reached": {}}
-    _judge_regions(fences, checked, seen["reached"])
-    for index, cell in enumerate(nb.cells):
-        if cell.cell_type == "code" and (leak := _leak(book, cell.outputs)):
-            line = nb.metadata["source_map"][index]
-            next(each for each in checked if each.line == line).problem = f"the output holds {leak}"
+    if len(checked) == len(fences):  # else a cell has failed, and what came after it never ran
+        _judge_regions(fences, checked, seen["reached"])
+        _judge_outputs(book, nb, checked)
     failed = any(each.problem for each in checked)
     run = Run(
         page=page,
@@ -380,6 +378,14 @@ def _leak(book: Book, outputs: list[NotebookNode]) -> str:
     if user != "root" and re.search(rf"\b{re.escape(user)}\b", text):
         return "the user's name"
     return ""
+
+
+def _judge_outputs(book: Book, nb: NotebookNode, checked: list[Checked]) -> None:
+    """Refuse outputs that would publish something of this machine or its owner."""
+    of_line = {each.line: each for each in checked}
+    for cell, line in zip(nb.cells, nb.metadata["source_map"], strict=True):
+        if cell.cell_type == "code" and (leak := _leak(book, cell.outputs)):
+            of_line[line].problem = f"the output holds {leak}"
 
 
 def _judge_regions(fences: list[Fence], checked: list[Checked], reached: Reached) -> None:

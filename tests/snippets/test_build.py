@@ -170,7 +170,9 @@ def test_a_good_book_is_built_and_only_what_changed_runs_again(book: Path):
     assert set(kept) >= {"commit", "built", "device", "versions", "fences"}
     by_place = {(fence["page"], fence["line"]): fence for fence in kept["fences"]}
     assert {fence["status"] for fence in kept["fences"]} == {"executed", "validated", "output"}
-    lines = [number for number, line in enumerate(GOOD["docs/one.md"].splitlines(), 1) if "{code-cell}" in line]
+    lines = [
+        number for number, line in enumerate(GOOD["docs/one.md"].splitlines(), 1) if "{code-cell}" in line
+    ]
     assert by_place["docs/one", 8]["reason"] == f"reached by the cells at lines {lines[0]}, {lines[1]}"
     assert by_place["docs/two", 10]["language"] == "console"
     assert len(kept["fences"]) == 9
@@ -196,7 +198,7 @@ def test_a_good_book_is_built_and_only_what_changed_runs_again(book: Path):
     changed = build(book)
     assert states(changed.stdout)["docs/two"] == "unchanged", "it does not reach the module"
     assert states(changed.stdout)["docs/one"] == "FAILED", "its output is no longer 42"
-    assert "one.md:20: the output differs" in changed.stderr
+    assert "one.md:19: the output differs" in changed.stderr
     assert "-42" in changed.stderr and "+63" in changed.stderr
     assert changed.returncode == 1
     assert not (site / "verified.json").exists()

@@ -21,6 +21,7 @@ def _watch() -> None:
         import coverage
 
         tracer = coverage.Coverage(data_file=None, include=traced, config_file=False)
+        tracer.set_option("run:disable_warnings", ["no-data-collected"])  # not before the file is imported
         tracer.start()
 
     counter = itertools.count(1)

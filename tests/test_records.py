@@ -1,0 +1,148 @@
+"""Records: resumable, stale when the code they reach changes, and checked by repeating a case."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ftdocs import records
+from ftdocs.errors import InputError
+from ftdocs.fingerprint import code_fingerprint, distributions, reached
+
+EXPERIMENT = '''"""Does a square grow?
+
+Held fixed: nothing."""
+
+from ftdocs import files
+
+SEEDS = [0, 1]
+TOLERANCE = {"square": 0.1}
+
+
+def cases():
+    return [{"seed": seed, "side": side} for seed in SEEDS for side in (2, 3)]
+
+
+def run(case):
+    import pathlib, time
+    log = pathlib.Path(__file__).parent / "log.txt"
+    with log.open("a") as file:
+        file.write(f"{case}\\n")
+    time.sleep(SLEEP)
+    return {"square": case["side"] ** 2 * FACTOR}
+
+
+SLEEP, FACTOR = 0, 1
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "squares.py").write_text(EXPERIMENT)
+    return tmp_path / "results"
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    path = folder.parent / "experiments" / "squares.py"
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_a_record_says_where_it_comes_from(folder: Path):
+    assert records.state("squares", folder) == "missing"
+    made = records.make("squares", folder, progress=lambda line: None)
+    again = records.load("squares", folder)
+    assert again == made
+    assert [row["square"] for row in again.rows] == [4, 9, 4, 9]
+    assert again.command == "python -m experiments squares"
+    assert again.question.startswith("Does a square grow?")
+    assert again.versions["torch"]
+    assert again.seeds == [0, 1]
+    assert records.state("squares", folder) == "fresh"
+    assert [path.name for path in folder.iterdir()] == ["squares.json"]
+
+
+def test_a_record_is_stale_once_its_code_has_changed(folder: Path):
+    records.make("squares", folder, progress=lambda line: None)
+    edit(folder, "FACTOR = 0, 1", "FACTOR = 0, 2")
+    assert records.load("squares", folder).stale
+    assert records.state("squares", folder) == "stale"
+
+
+def test_a_repetition_is_compared_within_the_stated_tolerance(folder: Path):
+    records.make("squares", folder, progress=lambda line: None)
+    assert records.check("squares", folder, row=1) == {"seed": 0, "side": 3, "square": 9}
+    edit(folder, "FACTOR = 0, 1", "FACTOR = 0, 1.05")
+    records.check("squares", folder)
+    edit(folder, "FACTOR = 0, 1.05", "FACTOR = 0, 1.2")
+    with pytest.raises(AssertionError, match=r"square is 4\.8 now, 4 in the record"):
+        records.check("squares", folder, row=0)
+
+
+def test_a_killed_experiment_goes_on_where_it_stopped(folder: Path):
+    edit(folder, "SLEEP, FACTOR = 0, 1", "SLEEP, FACTOR = 0.5, 1")
+    code = f"from pathlib import Path; from ftdocs import records; records.make('squares', Path({str(folder)!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    partial = folder / "squares.partial.json"
+    while not (partial.is_file() and len(json.loads(partial.read_text())["rows"]) >= 2):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert records.state("squares", folder) == "partial"
+    done = json.loads(partial.read_text())["rows"]
+    log = folder.parent / "experiments" / "log.txt"
+    before = len(log.read_text().splitlines())
+    made = records.make("squares", folder, progress=lambda line: None)
+    assert made.rows[: len(done)] == done, "finished cases are not run again"
+    assert len(log.read_text().splitlines()) == before + 4 - len(done)
+    assert not partial.exists()
+
+
+def test_a_half_made_record_of_other_code_is_not_gone_on_with(folder: Path):
+    folder.mkdir()
+    stranger = {
+        "origin": {"fingerprint": "other"},
+        "rows": [{"seed": 0, "side": 2, "square": -1, "seconds": 0}],
+    }
+    (folder / "squares.partial.json").write_text(json.dumps(stranger))
+    assert records.make("squares", folder, progress=lambda line: None).rows[0]["square"] == 4
+
+
+def test_an_unknown_name_is_refused_in_one_line(folder: Path):
+    with pytest.raises(InputError, match="no such experiment; there is squares"):
+        records.make("circles", folder)
+    with pytest.raises(InputError, match="python -m experiments circles"):
+        records.load("circles", folder)
+
+
+def test_a_fingerprint_covers_what_is_reached_and_nothing_else(tmp_path: Path):
+    package = tmp_path / "thing"
+    (package / "sub").mkdir(parents=True)
+    for name, text in {
+        "__init__.py": "",
+        "a.py": "from . import b\n",
+        "b.py": "def late():\n    from thing.sub import c\n",
+        "d.py": "import thing.a\n",
+        "sub/__init__.py": "",
+        "sub/c.py": "from ..b import late\n",
+    }.items():
+        (package / name).write_text(text)
+    names = [str(path.relative_to(package)) for path in reached("thing.a", package=package)]
+    assert names == ["__init__.py", "a.py", "b.py", "sub/__init__.py", "sub/c.py"]
+    before = code_fingerprint("thing.a", package=package)
+    (package / "d.py").write_text("import thing.b\n")
+    assert code_fingerprint("thing.a", package=package) == before
+    (package / "sub" / "c.py").write_text("x = 1\n")
+    assert code_fingerprint("thing.a", package=package) != before
+
+
+def test_versions_are_of_what_is_imported_with_all_it_requires():
+    found = distributions(["import torch"])
+    assert {"torch", "sympy", "mpmath"} <= found.keys()
+    assert "transformers" not in found
