@@ -32,6 +32,7 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm asks a notebook for widgets that the pages have no use for
     "NO_COLOR": "1",
     "COLUMNS": "100",
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
