@@ -12,6 +12,7 @@ from docutils import nodes
 from execute import Book, Run, notebook
 from fences import name, pages
 from jupyter_cache import get_cache
+from pygments.lexers import BashLexer, JsonLexer, TextLexer
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
@@ -27,6 +28,9 @@ SHOWN = ("python", "torch", "transformers", "peft", "accelerate", "datasets", "t
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register what this extension does; called by Sphinx."""
+    app.add_lexer("jsonl", JsonLexer)
+    app.add_lexer("dotenv", BashLexer)
+    app.add_lexer("csv", TextLexer)
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", refuse_without_run)
     app.connect("html-page-context", add_stamp)

@@ -30,6 +30,7 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm asks a notebook for widgets that the pages have no use for

@@ -262,6 +262,7 @@ def _kernel_environment(book: Book, fences: list[Fence], report: Path) -> dict[s
     traced = {str(fence.source) for fence in fences if fence.kind == "region" and fence.source}
     return {
         "IPYTHONDIR": str(ipython),
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm misses ipywidgets, though its bars are off
         "MATPLOTLIBRC": str(HERE / "matplotlibrc"),
         "BOOK_REPORT": str(report),
         "BOOK_TRACE": os.pathsep.join(sorted(traced)),
@@ -372,8 +373,9 @@ def _leak(book: Book, outputs: list[NotebookNode]) -> str:
         "Python's folder": Path(sys.prefix),
     }
     for what, place in places.items():
-        if len(str(place)) > 1 and re.search(rf"{re.escape(str(place))}(?![\w-])", text):
-            return what
+        found = re.search(rf".{{0,40}}{re.escape(str(place))}(?![\w-]).{{0,40}}", text)
+        if found and len(str(place)) > 1:
+            return f"{what}: …{found[0]}…"
     user = getpass.getuser()
     if user != "root" and re.search(rf"\b{re.escape(user)}\b", text):
         return "the user's name"
