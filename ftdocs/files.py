@@ -88,3 +88,10 @@ def explain_write_errors(where: Path) -> Iterator[None]:
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise InputError(f"{where}: a file is in the way of this folder; choose another one") from error
         raise
+    except Exception as error:
+        # torch and safetensors report a failed write in words of their own.
+        if any(words in str(error) for words in ("inline_container", "No space left", "os error 28")) and (
+            shutil.disk_usage(where if where.exists() else where.parent).free < 1 << 26
+        ):
+            raise InputError(f"{where}: the disk is full; free some space or choose another folder") from error
+        raise

@@ -52,7 +52,23 @@ def load(
             raise
         task = "classify text" if labels else "generate text"
         raise InputError(f"model: {recipe.model} is of a kind that cannot {task}; choose another") from None
-    return model.to(hardware.device()), tokenizer
+    model = model.to(hardware.device())
+    if labels is None:
+        check_causal(model, recipe.model)
+    return model, tokenizer
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model in which a token sees those after it, such as BERT: it would read the answer it has to predict.
+
+    Raises:
+        InputError: the logits at the first of two tokens change with the second one.
+    """
+    ids = torch.tensor([[1, 2], [1, 3]], device=model.device)
+    logits = model.eval()(input_ids=ids).logits.float()[:, 0]  # (2, V)
+    if not torch.equal(logits[0], logits[1]):
+        raise InputError(f"model: {name} sees the tokens after the one it predicts, so it cannot generate text; choose another")
 
 
 def load_run(folder: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:

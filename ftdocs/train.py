@@ -74,13 +74,6 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
         pack.check_packing(model)
         train_rows = pack.pack(train_rows, length)
 
-    last = checkpoints.last_good(folder)
-    if last is None:
-        runs.start(folder, recipe, prints)
-    majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
-    saved = {"rows": splits.numbers(), "labels": splits.labels, "majority": majority}
-    files.write_atomic(folder / runs.SPLITS, json.dumps(saved) + "\n")
-
     # Dropout and the adapters' random matrices draw from here on.
     torch.manual_seed(recipe.train.seed)
     method = recipe.method
@@ -88,6 +81,15 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
         trainable = add_lora(model, method.rank, method.alpha, method.targets, method.dropout)
     else:
         trainable = train_all(model)
+
+    # From here on the folder is a run: all that can be wrong with the input has been found.
+    last = checkpoints.last_good(folder)
+    if last is None:
+        runs.start(folder, recipe, prints)
+    majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
+    saved = {"rows": splits.numbers(), "labels": splits.labels, "majority": majority}
+    files.write_atomic(folder / runs.SPLITS, json.dumps(saved) + "\n")
+
     record = Record(folder, last, progress)
     trainer = CountingTrainer(
         model=trainable,
@@ -100,7 +102,10 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, where only the result belongs
     trainer.record, trainer.tokenizer, trainer.kind = record, tokenizer, splits.format
     with stop_on_interrupt(record):
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        finally:
+            record.bar.close()
     if record.stop_asked and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"{folder}: stopped after step {trainer.state.global_step}; add --resume to go on")
 
@@ -200,7 +205,8 @@ class Record(TrainerCallback):
     """Writes ``metrics.jsonl``, keeps count over a resume, stops on Ctrl-C and on a loss that is no number."""
 
     def __init__(self, folder: Path, resumed_from: Path | None, progress: bool = False):
-        self.folder, self.progress = folder, progress
+        self.folder = folder
+        self.bar = tqdm(desc="training", unit="step", disable=not progress)
         self.tokens, self.before, self.paused = 0, 0.0, 0.0
         self.began, self.ended = time.perf_counter(), 0.0
         self.stop_asked = False
@@ -225,14 +231,12 @@ class Record(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock when the first batch is near, not when the model was loaded."""
         self.began, self.paused = time.perf_counter(), 0.0
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="training", unit="step", disable=not self.progress
-        )
+        self.bar.reset(state.max_steps)
+        self.bar.update(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock, and leave the finished bar on the screen."""
+        """Stop the clock."""
         self.ended = time.perf_counter()
-        self.bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Append a row and flush it, so that a killed run keeps what it had logged."""
@@ -292,5 +296,7 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, folder:
         if recipe.method.name == "lora":
             # A path into this machine's cache would be of no use to anybody else.
             model.peft_config["default"].base_model_name_or_path = assets.public_name(recipe.model)
-        model.save_pretrained(aside, safe_serialization=True)
+            model.save_pretrained(aside, save_embedding_layers=False)  # left to itself, PEFT asks the hub about them
+        else:
+            model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

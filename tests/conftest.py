@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Before any library reads them: commands run in this process are as quiet as on the command line.
+from ftdocs.cli import quiet_libraries
+
+quiet_libraries()
 sys.path.insert(0, str(Path(__file__).parent))
 
 import hub_server

@@ -30,7 +30,10 @@ def rows(format: str, count: int = 40) -> list[dict]:
         made.append(
             {
                 "messages": {
-                    "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+                    "messages": [
+                        {"role": "user", "content": question},
+                        {"role": "assistant", "content": answer},
+                    ]
                 },
                 "prompt": {"prompt": question, "completion": answer},
                 "instruction": {"instruction": question, "input": "", "output": answer},
@@ -62,8 +65,16 @@ def recipe_file(folder: Path, data: Path, **train: object) -> Path:
     """A recipe that takes a second or two: the real model, a few short steps."""
     settings = {"max_steps": 2, "batch_size": 2, "seq_len": 64, "learning_rate": 1e-3, **train}
     path = folder / "job.yaml"
-    path.write_text(json.dumps({"model": "smollm2-135m-instruct", "data": {"path": data.name}, "train": settings,
-                                "method": {"name": "lora", "rank": 2}}))
+    path.write_text(
+        json.dumps(
+            {
+                "model": "smollm2-135m-instruct",
+                "data": {"path": data.name},
+                "train": settings,
+                "method": {"name": "lora", "rank": 2},
+            }
+        )
+    )
     return path
 
 
@@ -87,8 +98,15 @@ def last_json(text: str) -> dict:
 
 @pytest.mark.parametrize(
     ("format", "ending"),
-    [("messages", ".jsonl"), ("prompt", ".csv"), ("instruction", ".json"), ("text", ".parquet"), ("label", ".csv"),
-     ("messages", ""), ("prompt", ".parquet")],
+    [
+        ("messages", ".jsonl"),
+        ("prompt", ".csv"),
+        ("instruction", ".json"),
+        ("text", ".parquet"),
+        ("label", ".csv"),
+        ("messages", ""),
+        ("prompt", ".parquet"),
+    ],
 )
 def test_a_users_file_from_recipe_to_figures(format, ending, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -106,7 +124,10 @@ def test_a_users_file_from_recipe_to_figures(format, ending, tmp_path, monkeypat
 
     folder = Path("runs/mine")
     assert (folder / ("model" if format == "label" else "adapter")).is_dir()
-    assert all((folder / name).is_file() for name in ("recipe.yaml", "environment.json", "metrics.jsonl", "README.md"))
+    assert all(
+        (folder / name).is_file()
+        for name in ("recipe.yaml", "environment.json", "metrics.jsonl", "README.md")
+    )
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
     steps = [row for row in runs.read_metrics(folder) if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
@@ -118,7 +139,9 @@ def test_a_users_file_from_recipe_to_figures(format, ending, tmp_path, monkeypat
     assert run("evaluate", folder, "--json") == 0
     outcome = last_json(capsys.readouterr().out)
     assert outcome["split"] == "test" and outcome["rows"] == 4
-    wanted = {"accuracy", "f1", "majority_accuracy"} if format == "label" else {"perplexity", "base_perplexity"}
+    wanted = (
+        {"accuracy", "f1", "majority_accuracy"} if format == "label" else {"perplexity", "base_perplexity"}
+    )
     assert wanted <= set(outcome["metrics"])
 
 
@@ -155,7 +178,10 @@ def test_a_finished_run_is_reused_and_another_recipe_is_refused(job, capsys):
 def command(*arguments: str) -> subprocess.Popen:
     """The command line in a process of its own, which can be killed."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ftdocs.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ftdocs.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -172,8 +198,10 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
 
 def curve(folder: Path) -> list[tuple]:
     """The figures of a run that must be the same to the last bit when it is repeated."""
-    return [tuple(row.get(key) for key in ("step", "loss", "eval_loss", "grad_norm", "tokens", "learning_rate"))
-            for row in runs.read_metrics(folder)]
+    return [
+        tuple(row.get(key) for key in ("step", "loss", "eval_loss", "grad_norm", "tokens", "learning_rate"))
+        for row in runs.read_metrics(folder)
+    ]
 
 
 def test_a_killed_run_resumes_bitwise(job, capsys):
@@ -218,7 +246,10 @@ def test_two_processes_cannot_write_one_run(job):
 
 def test_a_loss_that_is_no_number_stops_the_run(job):
     with pytest.raises(Diverged, match="step"):
-        train(Recipe.load(job, ["method.name=full", "train.learning_rate=1e30", "train.max_steps=6"]), Path("out"))
+        train(
+            Recipe.load(job, ["method.name=full", "train.learning_rate=1e30", "train.max_steps=6"]),
+            Path("out"),
+        )
 
 
 def test_packing_changes_the_batches_and_not_the_held_out_loss_before_training(job):
@@ -257,12 +288,19 @@ def test_a_full_disk_is_one_line_and_loses_nothing(job, tmp_path):
     """A file system of 3 MB: the checkpoint does not fit."""
     small = tmp_path / "small"
     small.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small]).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small]).returncode
+    ):
         pytest.skip("a small file system can only be mounted as root")
     try:
         process = command("train", job, "--output", small / "out")
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 2 and "disk is full" in errors.splitlines()[-1] and "Traceback" not in errors
+        assert (
+            process.returncode == 2
+            and "disk is full" in errors.splitlines()[-1]
+            and "Traceback" not in errors
+        )
         subprocess.run(["mount", "-o", "remount,size=300m", small], check=True)
         process = command("train", job, "--output", small / "out", "--resume", "--json")
         out, errors = process.communicate(timeout=60)
