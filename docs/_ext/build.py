@@ -38,22 +38,27 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     book = Book(options.root.resolve(), options.profile or hardware.profile(), hardware.device_name())
+    if book.profile == "gpu" and hardware.device().type == "cpu":
+        parser.error("--profile gpu wants a GPU, and there is none; its figures must not come from a CPU")
+    with files.lock(book.build / "build"):  # two builds of one book wait for each other
+        return build(book, options.execute_only)
+
+
+def build(book: Book, execute_only: bool) -> int:
+    """Run the pages, make the site, check it; the exit code."""
     started = time.monotonic()
     runs = execute(book)
     problems = [f"{p.page}.md:{p.line}: {p.problem}" for run in runs for p in run.problems]
     ran = time.monotonic() - started
     site = book.build / "html"
-    if not options.execute_only:
+    if not execute_only:
         problems += sphinx(book, site)
-        if site.is_dir():
-            problems += broken(site)
-    if problems:
-        print(
-            f"\nThe book is not right yet: {len(problems)} problems", *problems, sep="\n\n", file=sys.stderr
-        )
-        return 1
-    if not options.execute_only:
         write(book, runs, site)
+        problems += broken(site)
+    if problems:
+        (site / "verified.json").unlink(missing_ok=True)  # a build that failed has verified nothing
+        print(f"\nThe book is not right yet: {len(problems)} problems", *problems, sep="\n", file=sys.stderr)
+        return 1
     if book.profile == "gpu":
         write_gpu(book, runs)
     times(book, runs, ran, time.monotonic() - started)

@@ -396,12 +396,15 @@ def _judge_regions(fences: list[Fence], checked: list[Checked], reached: Reached
     for fence, entry in zip(fences, checked, strict=False):
         if fence.kind == "region" and entry.status == "executed" and not entry.problem:
             try:
-                used = [ran[count - 1] for count in cells_through(fence, reached)]
+                counts, share = cells_through(fence, reached)
             except LookupError as error:
                 entry.problem = str(error)
                 continue
+            used = [ran[count - 1] for count in counts]
             entry.seconds = round(sum(each.seconds or 0 for each in used), 3)
-            entry.reason = "reached by the cells at lines " + ", ".join(str(each.line) for each in used)
+            entry.reason = (
+                f"{share} reached by the cells at lines {', '.join(str(each.line) for each in used)}"
+            )
 
 
 # What Sphinx reads ------------------------------------------------------------------------------------------------

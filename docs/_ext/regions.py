@@ -9,8 +9,8 @@ from fences import Fence
 Reached = dict[str, dict[str, list[str]]]
 
 
-def cells_through(fence: Fence, reached: Reached) -> list[int]:
-    """Execution counts of the cells that ran the bodies of what an included region shows.
+def cells_through(fence: Fence, reached: Reached) -> tuple[list[int], str]:
+    """Counts of the cells that ran the bodies of what an included region shows, and how many of its statements ran.
 
     Raises:
         LookupError: names a function whose body no cell ran.
@@ -20,9 +20,9 @@ def cells_through(fence: Fence, reached: Reached) -> list[int]:
     missing = [label for label, body in bodies if not lines.keys() & body]
     if missing or not bodies:
         raise LookupError(f"this page's run never reaches {', '.join(missing) or 'these lines'}")
-    return sorted(
-        {int(count) for _, body in bodies for line in body for count in lines.get(line, []) if count}
-    )
+    shown = set().union(*(body for _, body in bodies))
+    cells = sorted({int(count) for line in shown for count in lines.get(line, []) if count})
+    return cells, f"{len(shown & lines.keys())} of {len(shown)} lines"
 
 
 def _bodies(fence: Fence) -> Iterator[tuple[str, set[int]]]:
