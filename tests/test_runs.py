@@ -12,8 +12,10 @@ from pathlib import Path
 import datasets
 import pandas
 import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ftdocs import checkpoints, runs
+from ftdocs import assets, checkpoints, runs
 from ftdocs.cli import main
 from ftdocs.recipe import Recipe
 from ftdocs.train import Diverged, train
@@ -61,8 +63,22 @@ def write(path: Path, content: list[dict]) -> Path:
     return path
 
 
-def recipe_file(folder: Path, data: Path, **train: object) -> Path:
-    """A recipe that takes a second or two: the real model, a few short steps."""
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """A LLaMA of random weights with SmolLM2's tokenizer, for what does not depend on how good a model is."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(assets.model_path("smollm2-135m-instruct"))
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+                         eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def recipe_file(folder: Path, data: Path, model: object = "smollm2-135m-instruct", **train: object) -> Path:
+    """A recipe that takes a second or two: a few short steps."""
     settings = {"max_steps": 2, "batch_size": 2, "seq_len": 64, "learning_rate": 1e-3, **train}
     path = folder / "job.yaml"
     path.write_text(
@@ -79,10 +95,10 @@ def recipe_file(folder: Path, data: Path, **train: object) -> Path:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe for a small file of prompts, in the working folder."""
+def job(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe for a small file of prompts and a tiny model, in the working folder."""
     monkeypatch.chdir(tmp_path)
-    return recipe_file(tmp_path, write(tmp_path / "faq.jsonl", rows("prompt")))
+    return recipe_file(tmp_path, write(tmp_path / "faq.jsonl", rows("prompt")), tiny_llama)
 
 
 def run(*arguments: str) -> int:
@@ -94,6 +110,9 @@ def last_json(text: str) -> dict:
     """The one JSON object that standard output must consist of."""
     assert text.count("\n") == 1, text
     return json.loads(text)
+
+
+REAL = {("messages", ".jsonl"), ("label", ".csv")}  # with the model that `ftdocs new` chooses
 
 
 @pytest.mark.parametrize(
@@ -108,9 +127,11 @@ def last_json(text: str) -> dict:
         ("prompt", ".parquet"),
     ],
 )
-def test_a_users_file_from_recipe_to_figures(format, ending, tmp_path, monkeypatch, capsys):
+def test_a_users_file_from_recipe_to_figures(format, ending, tiny_llama, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FTDOCS_PROFILE", "smoke")
+    if (format, ending) not in REAL:
+        monkeypatch.setenv("FTDOCS_MODEL", str(tiny_llama))
     write(tmp_path / f"mine{ending}", rows(format))
     assert run("new", f"mine{ending}", "--json") == 0
     assert last_json(capsys.readouterr().out) == {"recipe": "mine.yaml"}
@@ -145,7 +166,9 @@ def test_a_users_file_from_recipe_to_figures(format, ending, tmp_path, monkeypat
     assert wanted <= set(outcome["metrics"])
 
 
-def test_training_moves_held_out_loss_and_evaluation_agrees_with_the_run(job, capsys):
+def test_training_moves_held_out_loss_and_evaluation_agrees_with_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    job = recipe_file(tmp_path, write(tmp_path / "faq.jsonl", rows("prompt")))
     result = train(Recipe.load(job, ["train.max_steps=12", "data.validation=0.2"]), Path("out"))
     before, after = (row["eval_loss"] for row in runs.read_metrics(result.run) if "eval_loss" in row)
     assert after < 0.8 * before
@@ -285,7 +308,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, says, job, capsys):
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(job, tmp_path):
-    """A file system of 3 MB: the checkpoint does not fit."""
+    """A file system so small that the checkpoint does not fit."""
     small = tmp_path / "small"
     small.mkdir()
     if (
