@@ -1,5 +1,7 @@
 """LoRA: the pretrained weights stay, and each chosen linear layer learns a low-rank update."""
 
+import warnings
+
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
@@ -32,7 +34,9 @@ def add_lora(
         lora_dropout=dropout,
     )
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():  # PEFT still asks by a name that transformers is about to drop
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         if "arget modules" not in str(error):
             raise
