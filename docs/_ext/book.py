@@ -143,7 +143,12 @@ class RecordDirective(SphinxDirective):
 
 
 class Status(SphinxDirective):
-    """``{status}``: every page with its run, fences by status, exceptions, the slowest cells, and the records."""
+    """``{status}``: every page with its run, fences by status, exceptions, the slowest cells, and the records.
+
+    With ``:summary:`` only the first line, and when and on what the pages ran.
+    """
+
+    option_spec: ClassVar = {"summary": directives.flag}
 
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.srcdir).parent
@@ -151,6 +156,10 @@ class Status(SphinxDirective):
         self.env.book_lists = listing | {self.env.docname}
         runs = [run for path in pages(root) if (run := Book(root, "", "").load(name(path, root)))]
         summary, *sections = status(root, runs)
+        if "summary" in self.options:
+            dates = sorted(run.ran[:10] for run in runs)
+            when = f" Run on {dates[-1]} on {runs[-1].device}." if dates else ""
+            return self.parse_text_to_nodes(summary + when)
         boxes = [
             nodes.container("", *self.parse_text_to_nodes(part), classes=["book-status"])
             for part in sections[1::2]

@@ -1,8 +1,9 @@
 """Build the book: run every page, check every fence, make the site, follow its links, write the ledger.
 
-python docs/_ext/build.py [--profile smoke|cpu|gpu] [--execute-only] [--root FOLDER]
+python docs/_ext/build.py [--profile smoke|cpu|gpu] [--execute-only] [--root FOLDER] [PAGE.md ...]
 
-The site is docs/_build/html/. Ends with 1, and a list of everything that is wrong, if anything is.
+The site is docs/_build/html/. Ends with 1, and a list of everything that is wrong, if anything is. With pages
+named, only these are run and checked, and the site is left alone.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment] # optional; compiling its grammars takes 4 seconds
@@ -32,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--profile", choices=("smoke", "cpu", "gpu"), help="size of the runs; else by the hardware"
     )
+    parser.add_argument(
+        "pages", nargs="*", type=Path, metavar="PAGE.md", help="run and check these pages alone"
+    )
     parser.add_argument("--execute-only", action="store_true", help="run the pages, and leave the site alone")
     parser.add_argument(
         "--root", type=Path, default=Path(__file__).parents[2], help="the repository's folder"
@@ -41,23 +46,33 @@ def main(arguments: list[str] | None = None) -> int:
     if book.profile == "gpu" and hardware.device().type == "cpu":
         parser.error("--profile gpu wants a GPU, and there is none; its figures must not come from a CPU")
     with files.lock(book.build / "build"):  # two builds of one book wait for each other
+        if options.pages:
+            return report(execute(book, [page.resolve() for page in options.pages]))
         return build(book, options.execute_only)
+
+
+def report(runs: list[Run], further: Sequence[str] = ()) -> int:
+    """Print what is wrong with the runs, and what else is; 1 if anything is."""
+    problems = [f"{p.page}.md:{p.line}: {p.problem}" for run in runs for p in run.problems] + list(further)
+    if problems:
+        print(f"\nThe book is not right yet: {len(problems)} problems", *problems, sep="\n", file=sys.stderr)
+    return int(bool(problems))
 
 
 def build(book: Book, execute_only: bool) -> int:
     """Run the pages, make the site, check it; the exit code."""
     started = time.monotonic()
-    runs = execute(book)
-    problems = [f"{p.page}.md:{p.line}: {p.problem}" for run in runs for p in run.problems]
+    runs = execute(book, pages(book.root))
+    fill_cache(book, runs)
     ran = time.monotonic() - started
     site = book.build / "html"
+    found: list[str] = []
     if not execute_only:
-        problems += sphinx(book, site)
+        found = sphinx(book, site)
         write(book, runs, site)
-        problems += broken(site)
-    if problems:
+        found += broken(site)
+    if report(runs, found):
         (site / "verified.json").unlink(missing_ok=True)  # a build that failed has verified nothing
-        print(f"\nThe book is not right yet: {len(problems)} problems", *problems, sep="\n", file=sys.stderr)
         return 1
     if book.profile == "gpu":
         write_gpu(book, runs)
@@ -65,10 +80,9 @@ def build(book: Book, execute_only: bool) -> int:
     return 0
 
 
-def execute(book: Book) -> list[Run]:
-    """Run what has changed, page by page, and leave Sphinx a cache of exactly the pages' current runs."""
+def execute(book: Book, paths: list[Path]) -> list[Run]:
+    """Run what has changed, page by page."""
     runs = []
-    paths = pages(book.root)
     for number, path in enumerate(paths, 1):
         started = time.monotonic()
         before = book.load(name(path, book.root))
@@ -77,7 +91,6 @@ def execute(book: Book) -> list[Run]:
         state = "FAILED" if run.problems else "run" if fresh else "unchanged"
         print(f"[{number}/{len(paths)}] {run.page}: {state}, {time.monotonic() - started:.1f} s", flush=True)
         runs.append(run)
-    fill_cache(book, runs)
     return runs
 
 
