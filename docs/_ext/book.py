@@ -7,8 +7,10 @@ recorded run comes from.
 import html
 from datetime import datetime
 from pathlib import Path
+from typing import ClassVar
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from execute import Book, Run, notebook
 from fences import name, pages
 from jupyter_cache import get_cache
