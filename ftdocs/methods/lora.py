@@ -40,7 +40,9 @@ def add_lora(
     except ValueError as error:
         if "arget modules" not in str(error):
             raise
-        linear = {name.split(".")[-1] for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+        linear = {
+            name.split(".")[-1] for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)
+        }
         raise InputError(
             f"method.targets: {targets!r} names no layer of this model; its linear layers: {', '.join(sorted(linear))}"
         ) from None
