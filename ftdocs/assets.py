@@ -29,6 +29,7 @@ from typing import Any
 
 from ftdocs import files
 from ftdocs.errors import InputError
+from ftdocs.recipe import Secrets
 
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
 HUB_SECONDS = 5.0  # how long the hub may take to answer the first question
@@ -683,7 +684,8 @@ _unreachable: set[str] = set()
 
 def _token() -> str | bool:
     """The token from the environment, and no other: never one that was stored on disk."""
-    return os.environ.get("HF_TOKEN") or False
+    token = Secrets.load().hf_token
+    return token.get_secret_value() if token else False
 
 
 def _ask_hub(source: Hub, repo_type: str) -> Any:

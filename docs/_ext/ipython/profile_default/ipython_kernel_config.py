@@ -3,3 +3,4 @@
 c = get_config()  # noqa: F821 - IPython defines it
 c.InlineBackend.figure_formats = {"svg"}
 c.InlineBackend.rc = {}  # the style is docs/_ext/matplotlibrc, and nothing beside it
+c.InteractiveShell.xmode = "Minimal"  # an expected error is shown by its message
