@@ -13,9 +13,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 def main() -> int:
     """List, make or check records; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="experiments to run or to resume"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run or to resume")
     parser.add_argument(
         "--check", action="store_true", help="run one case again and compare it with the record"
     )

@@ -1,7 +1,7 @@
 """By how much does the first fine-tune lower the held-out loss, compared with the difference between seeds?
 
-Held fixed: the recipe `recipes/first-fine-tune.yaml` in its cpu size, and its split into training and test documents. The
-seed changes the order of the documents and the adapters' first weights.
+Held fixed: the recipe `recipes/first-fine-tune.yaml` in its cpu size, and its split into training and test
+documents. The seed changes the order of the documents and the adapters' first weights.
 """
 
 from functools import partial
@@ -40,7 +40,8 @@ def run(case: dict) -> dict:
     torch.manual_seed(case["seed"])
     model = add_lora(model, recipe.method.rank, recipe.method.alpha, recipe.method.targets)
     with TemporaryDirectory() as folder:
-        settings = arguments(recipe, Path(folder), recipe.train.max_steps, validates=False, resumed=False)
+        steps = recipe.train.max_steps or 0
+        settings = arguments(recipe, Path(folder), steps, validates=False, resumed=False)
         settings.save_strategy = "no"
         collate = partial(pack.collate_packed, pad_id=pad)
         Trainer(model=model, args=settings, train_dataset=blocks, data_collator=collate).train()

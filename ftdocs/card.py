@@ -35,12 +35,16 @@ def model_card(folder: Path) -> str:
     ]
     if validations:
         first, last = validations[0], validations[-1]
-        lines.append(f"| validation loss, before → after | {first['eval_loss']:.3f} → {last['eval_loss']:.3f} |")
+        lines.append(
+            f"| validation loss, before → after | {first['eval_loss']:.3f} → {last['eval_loss']:.3f} |"
+        )
         if splits["labels"] is None:
             before, after = (math.exp(min(row["eval_loss"], 700)) for row in (first, last))
             lines.append(f"| validation perplexity, before → after | {before:.2f} → {after:.2f} |")
         else:
-            lines.append(f"| validation accuracy, before → after | {first['eval_accuracy']:.3f} → {last['eval_accuracy']:.3f} |")
+            lines.append(
+                f"| validation accuracy, before → after | {first['eval_accuracy']:.3f} → {last['eval_accuracy']:.3f} |"
+            )
     lines += [
         f"| training time | {result.train_seconds:.0f} s on {environment['device']} |",
         f"| versions | {', '.join(f'{name} {version}' for name, version in environment['versions'].items())} |",

@@ -13,7 +13,11 @@ SEAL = "seal.json"
 
 def seal(folder: Path) -> None:
     """Write ``seal.json``, the SHA-256 of every file of a checkpoint; without it a checkpoint does not count."""
-    sums = {path.name: files.sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != SEAL}
+    sums = {
+        path.name: files.sha256(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != SEAL
+    }
     files.write_atomic(folder / SEAL, json.dumps(sums, indent=1))
 
 

@@ -79,7 +79,9 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"ftdocs {__version__}")
     verbs = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def verb(name: str, function: Callable[[argparse.Namespace], None], help: str, within: Any = verbs) -> Parser:
+    def verb(
+        name: str, function: Callable[[argparse.Namespace], None], help: str, within: Any = verbs
+    ) -> Parser:
         added: Parser = within.add_parser(name, help=help, description=help, allow_abbrev=False)
         added.add_argument("--json", action="store_true", help="print one JSON object")
         added.set_defaults(verb=function)
@@ -88,24 +90,32 @@ def parser() -> Parser:
     verb("doctor", doctor, "what this machine has, what is missing, and the command that mends it")
 
     it = verb("pull", pull, "fetch and convert models and data into the cache")
-    it.add_argument("names", nargs="*", metavar="NAME", help="as in `ftdocs assets`; all of the book's when left out")
+    it.add_argument(
+        "names", nargs="*", metavar="NAME", help="as in `ftdocs assets`; all of the book's when left out"
+    )
 
     verb("assets", show_assets, "models and data by short name, with source, licence and size")
 
     it = verb("new", new, "look at a data file and write a commented recipe for it")
     it.add_argument("data", type=Path, metavar="FILE_OR_FOLDER")
-    it.add_argument("--output", type=Path, metavar="RECIPE.yaml", help="NAME.yaml in this folder when left out")
+    it.add_argument(
+        "--output", type=Path, metavar="RECIPE.yaml", help="NAME.yaml in this folder when left out"
+    )
 
     data = verbs.add_parser("data", help="look at data before training on it", allow_abbrev=False)
     inner = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     it = verb("inspect", inspect_data, "what would be trained on: rows, tokens, and the loss mask", inner)
     it.add_argument("data", type=Path, metavar="FILE_OR_FOLDER")
-    it.add_argument("--recipe", type=Path, metavar="R", help="take model, format and lengths from this recipe")
+    it.add_argument(
+        "--recipe", type=Path, metavar="R", help="take model, format and lengths from this recipe"
+    )
     it.add_argument("--samples", type=int, default=2, metavar="N", help="rows shown with their loss mask (2)")
 
     it = verb("train", train, "fine-tune as a recipe says")
     it.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    it.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.max_steps=20")
+    it.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.max_steps=20"
+    )
     it.add_argument("--output", type=Path, metavar="DIR", help="the run's folder; runs/NAME when left out")
     it.add_argument("--resume", action="store_true", help="go on with an unfinished run")
 
@@ -127,12 +137,15 @@ def doctor(options: argparse.Namespace) -> None:
 
     table = Table("", "what", "found", "how to mend it", box=None)
     for check in hardware.checks():
-        table.add_row("[green]ok" if check.ok else "[red]no", check.name, check.found, "" if check.ok else check.mend)
+        table.add_row(
+            "[green]ok" if check.ok else "[red]no", check.name, check.found, "" if check.ok else check.mend
+        )
     console = Console()
     console.print(table)
     console.print(
         f"\n{report['system']}, {report['device_name']}: device {report['device']}, computes in {report['dtype']},"
-        f" profile {report['profile']}", highlight=False
+        f" profile {report['profile']}",
+        highlight=False,
     )
     console.print(hardware.platform_note(), highlight=False)
 
@@ -161,7 +174,14 @@ def show_assets(options: argparse.Namespace) -> None:
     table = Table("name", "kind", "size", "licence", "source", "cached", box=None)
     for row in rows:
         size = f"{row['size_bytes'] / 1e6:.0f} MB" if row["size_bytes"] else ""
-        table.add_row(row["name"], row["kind"], size, row["licence"], ", ".join(row["sources"]), "yes" if row["cached"] else "")
+        table.add_row(
+            row["name"],
+            row["kind"],
+            size,
+            row["licence"],
+            ", ".join(row["sources"]),
+            "yes" if row["cached"] else "",
+        )
     Console().print(table)
 
 
@@ -184,7 +204,9 @@ def inspect_data(options: argparse.Namespace) -> None:
 
     if options.recipe:
         recipe = load_recipe(options.recipe, [])
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"path": options.data, "name": None})})
+        recipe = recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"path": options.data, "name": None})}
+        )
     else:
         recipe = recipes.Recipe(model="smollm2-135m-instruct", data=recipes.Data(path=options.data))
     report = inspect.inspect(recipe, samples=options.samples)

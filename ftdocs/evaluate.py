@@ -49,7 +49,9 @@ class PrecisionRecallF1(evaluate.Metric):
 
 
 def _info(description: str) -> evaluate.MetricInfo:
-    features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+    features = datasets.Features(
+        {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+    )
     return evaluate.MetricInfo(description=description, citation="", features=features)
 
 
@@ -77,7 +79,9 @@ def held_out_loss(
         batch = pack.collate_padded(order[start : start + batch_size], pad_token_id)
         labels = batch.pop("labels")[:, 1:].to(device)  # (B, T - 1): position t predicts token t + 1
         with models.autocast(device):
-            logits = model(**{key: value.to(device) for key, value in batch.items()}).logits[:, :-1]  # (B, T - 1, V)
+            logits = model(**{key: value.to(device) for key, value in batch.items()}).logits[
+                :, :-1
+            ]  # (B, T - 1, V)
         kept = labels != -100
         # Only the positions that count are taken to float32: a full (B, T, V) copy is what fills the memory.
         losses = nn.functional.cross_entropy(logits[kept].float(), labels[kept], reduction="sum")
@@ -178,8 +182,12 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
         before = metrics(base, encoded, tokenizer, splits.format, progress=progress)
         found |= {f"base_{name}": value for name, value in before.items()}
     outcome = {"run": str(folder), "split": split, "rows": len(encoded), "metrics": found}
-    content = {**outcome, "run": folder.name, "device": hardware.device_name(), "versions": hardware.versions()}
+    content = {
+        **outcome,
+        "run": folder.name,
+        "device": hardware.device_name(),
+        "versions": hardware.versions(),
+    }
     with files.explain_write_errors(folder):
         files.write_atomic(folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
     return outcome
-

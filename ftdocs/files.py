@@ -82,7 +82,9 @@ def explain_write_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InputError(f"{where}: the disk is full; free some space or choose another folder") from error
+            raise InputError(
+                f"{where}: the disk is full; free some space or choose another folder"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(f"{where}: no permission to write here; choose another folder") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
@@ -93,5 +95,7 @@ def explain_write_errors(where: Path) -> Iterator[None]:
         if any(words in str(error) for words in ("inline_container", "No space left", "os error 28")) and (
             shutil.disk_usage(where if where.exists() else where.parent).free < 1 << 26
         ):
-            raise InputError(f"{where}: the disk is full; free some space or choose another folder") from error
+            raise InputError(
+                f"{where}: the disk is full; free some space or choose another folder"
+            ) from error
         raise

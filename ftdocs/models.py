@@ -19,9 +19,7 @@ from ftdocs.errors import InputError
 from ftdocs.recipe import Recipe
 
 
-def load(
-    recipe: Recipe, labels: list[str] | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The recipe's base model, on the device, and its tokenizer.
 
     Only safetensors are read, and no code that comes with a model is run.
@@ -43,7 +41,11 @@ def load(
         else:
             names = dict(enumerate(labels))
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=len(labels), id2label=names, label2id={v: k for k, v in names.items()}, **options
+                folder,
+                num_labels=len(labels),
+                id2label=names,
+                label2id={v: k for k, v in names.items()},
+                **options,
             )
             # Decoder classifiers read the last token that is not padding, so they must know which one is.
             model.config.pad_token_id = pad_token_id(tokenizer)
@@ -68,7 +70,9 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     ids = torch.tensor([[1, 2], [1, 3]], device=model.device)
     logits = model.eval()(input_ids=ids).logits.float()[:, 0]  # (2, V)
     if not torch.equal(logits[0], logits[1]):
-        raise InputError(f"model: {name} sees the tokens after the one it predicts, so it cannot generate text; choose another")
+        raise InputError(
+            f"model: {name} sees the tokens after the one it predicts, so it cannot generate text; choose another"
+        )
 
 
 def load_run(folder: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
@@ -78,7 +82,9 @@ def load_run(folder: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         recipe = recipe.model_copy(update={"model": str(folder / "model")})
         return load(recipe, saved_labels(folder))
     base, _ = load(recipe, saved_labels(folder))
-    return PeftModel.from_pretrained(base, folder / "adapter"), AutoTokenizer.from_pretrained(folder / "adapter")
+    return PeftModel.from_pretrained(base, folder / "adapter"), AutoTokenizer.from_pretrained(
+        folder / "adapter"
+    )
 
 
 def saved_labels(folder: Path) -> list[str] | None:

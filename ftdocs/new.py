@@ -66,7 +66,9 @@ def write_recipe(data_file: Path, output: Path | None = None) -> Path:
         format_note=FORMAT_NOTES[splits.format],
         labels=f" with the classes {', '.join(splits.labels)}" if splits.labels else "",
         recipe=target,
-        model="minilm                 # a small BERT" if is_label else "smollm2-135m-instruct  # a small LLaMA",
+        model="minilm                 # a small BERT"
+        if is_label
+        else "smollm2-135m-instruct  # a small LLaMA",
         data=relative,
         share=share,
         method="full                  # every weight; lora trains small adapters" if is_label else "lora",

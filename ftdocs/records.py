@@ -5,8 +5,10 @@ An experiment is a file ``experiments/NAME.py``: a docstring (the question, and 
 a repetition may show, by column. ``python -m experiments NAME`` makes ``results/NAME.json``.
 """
 
+import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -95,8 +97,13 @@ def state(name: str, folder: Path = RESULTS) -> str:
 
 
 def fingerprint(experiment: Path) -> str:
-    """A digest of an experiment's file and of the modules of this package that it reaches."""
-    return code_fingerprint(experiment) if experiment.is_file() else ""
+    """A digest of what an experiment depends on: its code, the modules that it reaches, the recipes that it names."""
+    if not experiment.is_file():
+        return ""
+    root = experiment.parents[1]
+    named = re.findall(r"recipes/[\w.-]+\.yaml", experiment.read_text(encoding="utf-8"))
+    recipes = [files.sha256(root / name) for name in sorted(set(named)) if (root / name).is_file()]
+    return hashlib.sha256("\0".join([code_fingerprint(experiment), *recipes]).encode()).hexdigest()
 
 
 def make(name: str, folder: Path = RESULTS, progress: Callable[[str], None] = print) -> Record:

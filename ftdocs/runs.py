@@ -54,7 +54,9 @@ class Result:
 def fingerprint(recipe: Recipe, data_file: Path) -> dict[str, str]:
     """What the outcome of a run depends on, part by part: recipe, model, data, code, versions and device."""
     return {
-        "recipe": _digest(recipe.model_dump(mode="json", exclude={"profiles": True, "model": True, **IRRELEVANT})),
+        "recipe": _digest(
+            recipe.model_dump(mode="json", exclude={"profiles": True, "model": True, **IRRELEVANT})
+        ),
         "model": folder_fingerprint(assets.model_path(recipe.model)),
         "data": folder_fingerprint(data_file) if data_file.is_dir() else files.sha256(data_file),
         "code": code_fingerprint("ftdocs.train"),
@@ -66,7 +68,9 @@ def fingerprint(recipe: Recipe, data_file: Path) -> dict[str, str]:
 def folder_fingerprint(folder: Path) -> str:
     """A digest of a folder's files: names, sizes, and contents (of a large file its first and last megabyte)."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+    for path in sorted(
+        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
+    ):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)}:{size}\n".encode())
         with open(path, "rb") as file:
@@ -116,7 +120,9 @@ def check_same(folder: Path, prints: dict[str, str], resume: bool = False) -> No
     matter = {"recipe", "model", "data"} if resume else set(prints)
     differing = [part for part in prints if part in matter and before.get(part) != prints[part]]
     if differing:
-        raise InputError(f"{folder}: holds a run with another {', '.join(differing)}; choose another --output")
+        raise InputError(
+            f"{folder}: holds a run with another {', '.join(differing)}; choose another --output"
+        )
 
 
 @contextmanager
@@ -132,7 +138,9 @@ def hold(folder: Path) -> Iterator[None]:
         try:
             mine.acquire()
         except filelock.Timeout:
-            raise InputError(f"{folder}: another process is writing this run; wait, or choose another --output") from None
+            raise InputError(
+                f"{folder}: another process is writing this run; wait, or choose another --output"
+            ) from None
     try:
         yield
     finally:
@@ -148,7 +156,9 @@ def start(folder: Path, recipe: Recipe, prints: dict[str, str]) -> None:
         "versions": hardware.versions(),
         "fingerprint": prints,
     }
-    files.write_atomic(folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n")  # first: it says "a run"
+    files.write_atomic(
+        folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n"
+    )  # first: it says "a run"
     files.write_atomic(folder / RECIPE, recipe.to_yaml())
     files.write_atomic(folder / METRICS, "")
 
@@ -168,7 +178,9 @@ def read_result(folder: Path) -> Result:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run; `ftdocs train RECIPE.yaml` makes one")
     if state(folder) != "finished":
-        raise InputError(f"{folder}: this run has not finished; go on with `ftdocs train {folder / RECIPE} --resume`")
+        raise InputError(
+            f"{folder}: this run has not finished; go on with `ftdocs train {folder / RECIPE} --resume`"
+        )
     return Result(run=folder, **json.loads((folder / RESULT).read_text()))
 
 

@@ -32,7 +32,9 @@ class Diverged(RuntimeError):
     """The loss is no longer a number; its message says at which step, and what the usual causes are."""
 
 
-def train(recipe: Recipe, output: Path | None = None, resume: bool = False, progress: bool = False) -> runs.Result:
+def train(
+    recipe: Recipe, output: Path | None = None, resume: bool = False, progress: bool = False
+) -> runs.Result:
     """Fine-tune as ``recipe`` says and leave a run in ``output``; a finished run of the same is reused.
 
     Args:
@@ -55,7 +57,9 @@ def train(recipe: Recipe, output: Path | None = None, resume: bool = False, prog
                 runs.check_same(folder, prints)
                 return runs.read_result(folder)
             case "unfinished" if not resume and output is not None:
-                raise InputError(f"{folder}: holds an unfinished run; add --resume to go on, or choose another --output")
+                raise InputError(
+                    f"{folder}: holds an unfinished run; add --resume to go on, or choose another --output"
+                )
             case "unfinished":
                 runs.check_same(folder, prints, resume=True)
         return fit(recipe, folder, prints, progress)
@@ -93,7 +97,9 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     record = Record(folder, last, progress)
     trainer = CountingTrainer(
         model=trainable,
-        args=arguments(recipe, folder, steps(recipe, len(train_rows)), validates=bool(held_out), resumed=bool(last)),
+        args=arguments(
+            recipe, folder, steps(recipe, len(train_rows)), validates=bool(held_out), resumed=bool(last)
+        ),
         train_dataset=train_rows,
         eval_dataset=held_out or None,
         data_collator=Collate(models.pad_token_id(tokenizer), packed),
@@ -110,7 +116,9 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
         raise Interrupted(f"{folder}: stopped after step {trainer.state.global_step}; add --resume to go on")
 
     save(trainable, tokenizer, recipe, folder)
-    result = runs.Result(folder, trainer.state.global_step, record.tokens, record.seconds, record.final_loss())
+    result = runs.Result(
+        folder, trainer.state.global_step, record.tokens, record.seconds, record.final_loss()
+    )
     runs.finish(folder, result)
     files.write_atomic(folder / runs.CARD, card.model_card(folder))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -241,7 +249,9 @@ class Record(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Append a row and flush it, so that a killed run keeps what it had logged."""
         if "loss" in logs:
-            row: dict[str, Any] = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
+            row: dict[str, Any] = {
+                key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs
+            }
             row |= {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
             self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s")
         else:
@@ -265,7 +275,9 @@ class Record(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the counts beside the checkpoint."""
         content = {"step": state.global_step, "tokens": self.tokens, "seconds": self.seconds}
-        files.write_atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / "progress.json", json.dumps(content))
+        files.write_atomic(
+            Path(args.output_dir) / f"checkpoint-{state.global_step}" / "progress.json", json.dumps(content)
+        )
 
 
 @contextmanager
@@ -296,7 +308,9 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, folder:
         if recipe.method.name == "lora":
             # A path into this machine's cache would be of no use to anybody else.
             model.peft_config["default"].base_model_name_or_path = assets.public_name(recipe.model)
-            model.save_pretrained(aside, save_embedding_layers=False)  # left to itself, PEFT asks the hub about them
+            model.save_pretrained(
+                aside, save_embedding_layers=False
+            )  # left to itself, PEFT asks the hub about them
         else:
             model.save_pretrained(aside)
         tokenizer.save_pretrained(aside)

@@ -14,8 +14,8 @@ from ftdocs.cli import quiet_libraries
 quiet_libraries()
 sys.path.insert(0, str(Path(__file__).parent))
 
-import hub_server
-import make_repositories
+import hub_server  # noqa: E402
+import make_repositories  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -14,7 +14,9 @@ from ftdocs.errors import InputError
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
     return LlamaForCausalLM(config)
 
 
@@ -50,7 +52,11 @@ def test_held_out_loss_weights_every_token_the_same(model, rows, batch_size, mon
 
 def test_masked_tokens_do_not_count_and_the_mode_is_put_back(model, rows):
     before = evaluate.held_out_loss(model, rows[:1], 0)
-    padded = {**rows[0], "input_ids": [*rows[0]["input_ids"], 7, 7], "labels": [*rows[0]["labels"], -100, -100]}
+    padded = {
+        **rows[0],
+        "input_ids": [*rows[0]["input_ids"], 7, 7],
+        "labels": [*rows[0]["labels"], -100, -100],
+    }
     assert evaluate.held_out_loss(model, [padded], 0) == pytest.approx(before, rel=1e-2)
     model.train()
     evaluate.held_out_loss(model, rows, 0)

@@ -10,10 +10,14 @@ ROOT = Path(__file__).parents[1]
 def cells(page: Path) -> str:
     """The code of a page's cells, as one script."""
     found = re.findall(r"^```\{code-cell\} python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
-    return "\n".join("\n".join(line for line in cell.splitlines() if not line.startswith(":tags:")) for cell in found)
+    return "\n".join(
+        "\n".join(line for line in cell.splitlines() if not line.startswith(":tags:")) for cell in found
+    )
 
 
-def test_all_eight_steps_with_gpt2_and_wikitext_from_the_hub(hub, tiny_gpt2_repo, tiny_wikitext_repo, run_python):
+def test_all_eight_steps_with_gpt2_and_wikitext_from_the_hub(
+    hub, tiny_gpt2_repo, tiny_wikitext_repo, run_python
+):
     hub.add("openai-community/gpt2", tiny_gpt2_repo)
     hub.add("Salesforce/wikitext", tiny_wikitext_repo, kind="dataset")
     script = f"""
@@ -26,7 +30,11 @@ import matplotlib; matplotlib.use("agg")
 print(json.dumps([type(model.base_model.model).__name__, len(splits.train), loss_before, loss_after]))
 """
     done = run_python(
-        script, HF_ENDPOINT=hub.url, FTDOCS_MODEL="gpt2", FTDOCS_DATA__NAME="wikitext-2", FTDOCS_PROFILE="smoke"
+        script,
+        HF_ENDPOINT=hub.url,
+        FTDOCS_MODEL="gpt2",
+        FTDOCS_DATA__NAME="wikitext-2",
+        FTDOCS_PROFILE="smoke",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     kind, rows, before, after = json.loads(done.stdout.splitlines()[-1])

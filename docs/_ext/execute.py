@@ -39,7 +39,7 @@ from nbformat import NotebookNode
 from regions import Reached, cells_through
 
 from ftdocs import files
-from ftdocs.fingerprint import code_fingerprint, distributions, imports, reached, requirements
+from ftdocs.fingerprint import distributions, imports, reached, requirements
 
 HERE = Path(__file__).parent
 CELL_TIMEOUT = 600  # seconds
@@ -167,7 +167,7 @@ def dependencies(
     """A page's key, the part of it that is the same on every machine, and the versions that it reaches."""
     python, tools = sources(book, fences)
     roots = [module for module in imports(python) if module.split(".")[0] == book.package.name]
-    code = code_fingerprint(*roots, package=book.package)
+    # The sources to the letter, comments too: pages print them, and which lines were reached is kept by number.
     texts = [python, *(file.read_text(encoding="utf-8") for file in reached(*roots, package=book.package))]
     versions = {**distributions(texts), **requirements({"ipykernel", "bash", *tools})}
     named = sorted(_named_files(book.root, fences))
@@ -175,7 +175,7 @@ def dependencies(
         "fences": [[f.kind, f.language, f.line, f.content, f.options, f.marks, f.lines] for f in fences],
         "cells": [[cell.source, cell.metadata] for cell in cells],
         "files": {str(file): files.sha256(book.root / file) for file in named},
-        "code": code,
+        "code": texts[1:],
     }
     machinery = [
         files.sha256(path)

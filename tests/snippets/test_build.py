@@ -173,7 +173,10 @@ def test_a_good_book_is_built_and_only_what_changed_runs_again(book: Path):
     lines = [
         number for number, line in enumerate(GOOD["docs/one.md"].splitlines(), 1) if "{code-cell}" in line
     ]
-    assert by_place["docs/one", 8]["reason"] == f"1 of 1 lines reached by the cells at lines {lines[0]}, {lines[1]}"
+    assert (
+        by_place["docs/one", 8]["reason"]
+        == f"1 of 1 lines reached by the cells at lines {lines[0]}, {lines[1]}"
+    )
     assert by_place["docs/two", 10]["language"] == "console"
     assert len(kept["fences"]) == 9
 
