@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(given, choices, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
             message = f"{given}: no such command; {hint}"
-        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """Look at a data file and write a commented recipe for it."""
 
+import math
 import os
 from pathlib import Path
 
@@ -10,31 +11,33 @@ from ftdocs.recipe import Data, Recipe
 
 TEMPLATE = """\
 # Written by `ftdocs new` after a look at {name}: {rows} rows{duplicates}, format {format}{labels}.
-# Train with `ftdocs train {recipe}`; see what will be trained on with `ftdocs data inspect {data} --recipe {recipe}`.
-model: {model}
+# What will be trained on:  ftdocs data inspect {data} --recipe {recipe}
+# Train:                    ftdocs train {recipe}
+model: {model:<22}  # {model_note}
 data:
   path: {data}
-  format: {format}{format_note}
-  validation: {share}           # share of the rows held out to watch the training
-  test: {share}                 # share held out for the final figure; `ftdocs evaluate` uses it
+  format: {format:<19}  # {format_note}
+  validation: {share:<15}  # share of the rows held out to watch the training
+  test: {share:<21}  # share held out for the final figure; `ftdocs evaluate` uses it
 method:
-  name: {method}{method_keys}
+  name: {method}
 train:
-  epochs: {epochs}                  # passes over the training rows
-  batch_size: {batch_size}              # sequences at once; halve it when memory runs out
-  accumulation: {accumulation}            # batches per optimiser step; double it when you halve batch_size
-  seq_len: {seq_len}               # tokens; longer rows are {longer}
-  learning_rate: {learning_rate}      # the first thing to try values of
+  epochs: {epochs:<19}  # passes over the training rows
+  batch_size: {batch_size:<15}  # sequences at once; halve it when memory runs out
+  accumulation: {accumulation:<13}  # batches per optimiser step; double it when you halve batch_size
+  seq_len: {seq_len:<18}  # tokens; {longer}
+  learning_rate: {learning_rate:<12}  # the first thing to try values of
   seed: 0
-profiles:                     # what changes with size: FTDOCS_PROFILE=smoke tries the recipe in seconds
+profiles:                      # FTDOCS_PROFILE=smoke tries the recipe in seconds
   smoke: {{data: {{limit: 64}}, train: {{max_steps: 2, batch_size: 2, seq_len: 128}}}}
 """
+STEPS = 40  # a small file is passed over again until there are about so many optimiser steps
 FORMAT_NOTES = {
-    "messages": "            # chats: only the assistant's words and its end-of-turn token are trained",
-    "prompt": "              # prompt/completion: only the completion is trained",
-    "instruction": "         # instruction/input/output: only the output is trained",
-    "text": "                # plain text: every token is trained (continued pretraining)",
-    "label": "               # text/label: a classifier",
+    "messages": "chats: only the assistant's words and its end-of-turn token are trained",
+    "prompt": "prompt/completion: only the completion is trained",
+    "instruction": "instruction/input/output: only the output is trained",
+    "text": "plain text: every token is trained (continued pretraining)",
+    "label": "text/label: a classifier",
 }
 
 
@@ -66,21 +69,37 @@ def write_recipe(data_file: Path, output: Path | None = None) -> Path:
         format_note=FORMAT_NOTES[splits.format],
         labels=f" with the classes {', '.join(splits.labels)}" if splits.labels else "",
         recipe=target,
-        model="minilm                 # a small BERT"
-        if is_label
-        else "smollm2-135m-instruct  # a small LLaMA",
+        model="minilm" if is_label else "smollm2-135m-instruct",
+        model_note="a small BERT" if is_label else "a small LLaMA",
         data=relative,
         share=share,
-        method="full                  # every weight; lora trains small adapters" if is_label else "lora",
-        method_keys="" if is_label else "\n  rank: 8\n  targets: all-linear",
-        epochs=3 if is_label else 1,
-        batch_size=16 if is_label else 2,
-        accumulation=1 if is_label else 4,
+        method="full                   # every weight; lora trains small adapters"
+        if is_label
+        else "lora\n  rank: 8\n  targets: all-linear",
         seq_len=256 if is_label else 512,
-        longer="cut" if splits.format != "text" else "split, nothing is lost",
+        longer="longer texts are split, nothing is lost"
+        if splits.format == "text"
+        else "longer rows are cut",
         learning_rate="5.0e-5" if is_label else "1.0e-3",
+        **schedule(splits),
     )
     with files.explain_write_errors(target):
         files.write_atomic(target, text)
     Recipe.load(target)
     return target
+
+
+def schedule(splits: prepare.Splits) -> dict[str, int]:
+    """Batch size, accumulation and epochs by the amount of data, so that a small file is not done in one step."""
+    if splits.format == "label":
+        batch_size, accumulation, sequences = 16, 1, float(len(splits.train))
+    else:  # rows are packed: what counts is their text, at about four characters a token, and the chat template
+        characters = sum(len(str(list(row.values()))) for row in splits.train)
+        sequences = (characters / 4 + 30 * len(splits.train)) / 512
+        batch_size, accumulation = 2, 1 if sequences < 8 * STEPS else 4
+    epochs = math.ceil(STEPS * batch_size * accumulation / max(1.0, sequences))
+    return {
+        "batch_size": batch_size,
+        "accumulation": accumulation,
+        "epochs": min(10, max(3 if splits.format == "label" else 1, epochs)),
+    }

@@ -74,6 +74,24 @@ def test_a_record_is_stale_once_its_code_has_changed(folder: Path):
     assert records.state("squares", folder) == "stale"
 
 
+def test_comments_and_layout_make_no_record_stale(folder: Path):
+    records.make("squares", folder, progress=lambda line: None)
+    edit(folder, "SEEDS = [0, 1]", "# Two are enough.\nSEEDS = [\n    0,\n    1,\n]")
+    edit(folder, "Held fixed: nothing.", "Held fixed: nothing at all.")
+    assert records.state("squares", folder) == "fresh"
+
+
+def test_a_record_is_stale_once_a_recipe_that_it_names_has_changed(folder: Path):
+    recipe = folder.parent / "recipes" / "square.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("side: 2\n")
+    edit(folder, "SLEEP, FACTOR = 0, 1", "SLEEP, FACTOR = 0, 1\nRECIPE = 'recipes/square.yaml'")
+    records.make("squares", folder, progress=lambda line: None)
+    assert records.state("squares", folder) == "fresh"
+    recipe.write_text("side: 3\n")
+    assert records.state("squares", folder) == "stale"
+
+
 def test_a_repetition_is_compared_within_the_stated_tolerance(folder: Path):
     records.make("squares", folder, progress=lambda line: None)
     assert records.check("squares", folder, row=1) == {"seed": 0, "side": 3, "square": 9}
