@@ -133,7 +133,7 @@ class Check:
     mend: str = ""
 
 
-def checks(needed_disk: float = 3e9, needed_memory: float = 4e9) -> list[Check]:
+def checks(needed_disk: float = 3e9, needed_memory: float = 5e9) -> list[Check]:
     """Look at Python, packages, memory, disk and device of this machine.
 
     Args:
