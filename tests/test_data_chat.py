@@ -5,17 +5,27 @@ import json
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    T5Config,
+)
 
 from ftdocs.assets import model_path
 from ftdocs.data.chat import ALPACA, IGNORED
 from ftdocs.data.inspect import inspect, lengths, show
 from ftdocs.data.pack import collate_padded
-from ftdocs.data.prepare import encode
+from ftdocs.data.prepare import check_length, encode
 from ftdocs.errors import InputError
 from ftdocs.recipe import Data, Recipe
 
@@ -245,3 +255,32 @@ def test_inspect_counts_pieces_of_text_and_classes(tmp_path):
 def test_lengths():
     assert lengths(list(range(1, 101))) == {"min": 1, "median": 50, "p95": 95, "max": 100, "total": 5050}
     assert lengths([7]) == {"min": 7, "median": 7, "p95": 7, "max": 7, "total": 7}
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (GPT2Config(), 1024),
+        (BertConfig(), 512),
+        (LlamaConfig(max_position_embeddings=64), 64),
+        (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
+    ],
+)
+def test_a_sequence_longer_than_the_model_has_positions_is_refused(config, limit):
+    check_length(config, limit)
+    with pytest.raises(InputError, match=f"train.seq_len is {limit + 1}.*positions for {limit} tokens"):
+        check_length(config, limit + 1)
+
+
+def test_a_model_without_a_limit_takes_any_length():
+    check_length(T5Config(), 100_000)
+
+
+def test_roberta_really_ends_where_the_check_says():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = RobertaConfig(vocab_size=9, max_position_embeddings=12, pad_token_id=1, **sizes)
+    model = RobertaForMaskedLM(config)
+    check_length(config, 10)
+    model(torch.full((1, 10), 5))
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        model(torch.full((1, 11), 5))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ftdocs.assets import data_path
 from ftdocs.data.chat import IGNORED, encode_chat
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from ftdocs.recipe import Data
 
 Row = dict[str, Any]
+OFFSET_POSITIONS = (
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+)  # they count positions from after the padding token's id
 BATCH = 1000  # texts that the tokenizer's threads get at once
 
 
@@ -122,6 +127,23 @@ def contradictions(rows: list[Row]) -> int:
     for row in rows:
         labels[prompt_key(row)].add(row["label"])
     return sum(len(names) > 1 for names in labels.values())
+
+
+def check_length(config: PreTrainedConfig, seq_len: int) -> None:
+    """Raise :class:`InputError` where ``seq_len`` tokens are more than the model has positions for.
+
+    Learned positions (BERT, GPT-2) end with an index error there. Rotary ones (LLaMA) go on, but at angles that
+    the model never saw, and the text gets worse without a word. A model without a limit, such as T5, passes.
+    """
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    if limit is not None and text.model_type in OFFSET_POSITIONS:
+        limit -= text.pad_token_id + 1
+    if limit is not None and seq_len > limit:
+        raise InputError(
+            f"train.seq_len is {seq_len}, but the model ({text.model_type}) has positions for {limit} tokens; "
+            f"set train.seq_len to {limit} or less, or choose a model with more"
+        )
 
 
 def encode(
