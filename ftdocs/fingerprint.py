@@ -35,14 +35,27 @@ def code_fingerprint(*roots: str | Path, package: Path = PACKAGE) -> str:
 
 
 def _meaning(source: str) -> str:
-    """A module's syntax tree, without docstrings."""
+    """A module's syntax tree without docstrings, written in a way that is the same in every Python version."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(
-            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        ) and ast.get_docstring(node):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]
-    return ast.dump(tree)
+    return _written(tree)
+
+
+def _written(node: object) -> str:
+    """A syntax tree as text. ``ast.dump`` differs between versions, by fields that are empty where they are new."""
+    if isinstance(node, list):
+        return "[" + " ".join(map(_written, node)) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    parts = [
+        f" {name}={_written(value)}"
+        for name, value in sorted(ast.iter_fields(node))
+        if name == "value" or (value is not None and value != [])  # None is a value in a constant alone
+    ]
+    return f"({type(node).__name__}{''.join(parts)})"
 
 
 def reached(*roots: str | Path, package: Path = PACKAGE) -> list[Path]:

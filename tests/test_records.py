@@ -14,6 +14,8 @@ from ftdocs import records
 from ftdocs.errors import InputError
 from ftdocs.fingerprint import code_fingerprint, distributions, reached
 
+PINNED = "6c801de93c61bcf323d4fbd6a312937782d891cd79a54405d6247ea38230bd34"  # computed once
+
 EXPERIMENT = '''"""Does a square grow?
 
 Held fixed: nothing."""
@@ -164,3 +166,21 @@ def test_versions_are_of_what_is_imported_with_all_it_requires():
     found = distributions(["import torch"])
     assert {"torch", "sympy", "mpmath"} <= found.keys()
     assert "transformers" not in found
+
+
+def test_a_fingerprint_is_of_the_meaning_and_the_same_in_every_python(tmp_path: Path):
+    package = tmp_path / "thing"
+    package.mkdir()
+    module = package / "__init__.py"
+
+    def of(source: str) -> str:
+        module.write_text(source)
+        return code_fingerprint("thing", package=package)
+
+    written = 'def f(x=None):\n    """Says."""\n\n\ndef g():\n    return f"{1:>3}", None\n'
+    # Another Python version would give another digest if the way of writing a tree depended on it.
+    assert of(written) == PINNED
+    assert of("# why\n" + written.replace("Says.", "Tells.").replace("\n\n\n", "\n")) == PINNED
+    assert of(written.replace("None\n", "0\n")) != PINNED
+    assert of(written.replace("x=None", "x=0")) != PINNED
+    assert of(written.replace("x=None", "x")) != PINNED
