@@ -7,9 +7,9 @@ from pathlib import Path
 from ftdocs import assets, runs
 
 
-def model_card(folder: Path) -> str:
+def model_card(folder: Path, result: runs.Result) -> str:
     """The text of a run's ``README.md``: what was trained on what, how it went, and how to load it."""
-    recipe, result = runs.read_recipe(folder), runs.read_result(folder)
+    recipe = runs.read_recipe(folder)
     environment = json.loads((folder / runs.ENVIRONMENT).read_text())
     splits = json.loads((folder / runs.SPLITS).read_text())
     validations = [row for row in runs.read_metrics(folder) if "eval_loss" in row]
@@ -28,6 +28,7 @@ def model_card(folder: Path) -> str:
         "",
         "| what | figure |",
         "| --- | --- |",
+        f"| base model from | {' '.join(environment['model_source'].values()) or 'a local folder'} |",
         *(f"| rows for {name} | {len(rows)} |" for name, rows in splits["rows"].items()),
         f"| optimiser steps | {result.steps} |",
         f"| tokens trained | {result.train_tokens:,} |",

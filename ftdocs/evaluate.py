@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ftdocs import files, hardware, models, runs
+from ftdocs import assets, files, hardware, models, runs
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 
@@ -57,7 +57,12 @@ def _info(description: str) -> evaluate.MetricInfo:
 
 @torch.no_grad()
 def held_out_loss(
-    model: nn.Module, rows: Encoded, pad_token_id: int, batch_size: int = 8, progress: bool = False
+    model: nn.Module,
+    rows: Encoded,
+    pad_token_id: int,
+    batch_size: int = 8,
+    progress: bool = False,
+    precision: str = "auto",
 ) -> float:
     """Mean cross-entropy in nats over all trained tokens of ``rows``: every token counts the same.
 
@@ -69,6 +74,8 @@ def held_out_loss(
         rows: encoded rows, as from ``prepare.encode``.
         pad_token_id: fills up the shorter rows of a batch; it is masked and has no label.
         batch_size: rows at once; longest first, so that memory runs out at the start or not at all.
+        progress: show a bar on standard error.
+        precision: a recipe's ``train.precision``, so that evaluation computes as training did.
     """
     was_training = model.training
     model.eval()
@@ -78,7 +85,7 @@ def held_out_loss(
     for start in tqdm(range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False):
         batch = pack.collate_padded(order[start : start + batch_size], pad_token_id)
         labels = batch.pop("labels")[:, 1:].to(device)  # (B, T - 1): position t predicts token t + 1
-        with models.autocast(device):
+        with models.autocast(device, precision):
             logits = model(**{key: value.to(device) for key, value in batch.items()}).logits[
                 :, :-1
             ]  # (B, T - 1, V)
@@ -95,7 +102,12 @@ def held_out_loss(
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, rows: Encoded, pad_token_id: int, batch_size: int = 32, progress: bool = False
+    model: nn.Module,
+    rows: Encoded,
+    pad_token_id: int,
+    batch_size: int = 32,
+    progress: bool = False,
+    precision: str = "auto",
 ) -> np.ndarray:
     """Logits of a classifier for ``rows``, in their order: float32, (rows, classes)."""
     was_training = model.training
@@ -107,7 +119,7 @@ def predict(
         indices = order[start : start + batch_size]
         batch = pack.collate_padded([rows[index] for index in indices], pad_token_id)
         batch.pop("labels")
-        with models.autocast(device):
+        with models.autocast(device, precision):
             output = model(**{key: value.to(device) for key, value in batch.items()}).logits
         logits.update(zip(indices, output.float().cpu().numpy(), strict=True))
     model.train(was_training)
@@ -161,27 +173,36 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
     """
     runs.read_result(folder)
     recipe = runs.read_recipe(folder)
-    splits = prepare.load_splits(recipe.data, recipe.train.seed)
-    saved = json.loads((folder / runs.SPLITS).read_text())
-    if splits.numbers() != saved["rows"]:
+    before = json.loads((folder / runs.ENVIRONMENT).read_text())["fingerprint"]
+    if runs.data_fingerprint(prepare.source(recipe.data)) != before["data"]:
         raise InputError(
             f"{folder}: its data has changed since the training, so its test rows may have been trained on;"
             " restore the data, or train again"
         )
+    if runs.folder_fingerprint(assets.model_path(recipe.model)) != before["model"]:
+        raise InputError(
+            f"{folder}: its base model {recipe.model} is not the one that was tuned; restore it"
+            " (is FTDOCS_SOURCE another one?), or train again"
+        )
+    splits = prepare.load_splits(recipe.data, recipe.train.seed)
     rows = getattr(splits, split)
     if not rows:
         raise InputError(f"{folder}: this run held out no {split} rows; train with data.{split}: 0.1")
     model, tokenizer = models.load_run(folder)
     encoded = prepare.encode(rows, splits.format, tokenizer, recipe.train.seq_len, splits.labels)
-    found = metrics(model, encoded, tokenizer, splits.format, progress=progress)
+    how: dict[str, Any] = {"progress": progress, "precision": recipe.train.precision}
+    found = metrics(model, encoded, tokenizer, splits.format, **how)
     if splits.format == "label":
         answers = [row["label"] for row in encoded]
-        found["majority_accuracy"] = answers.count(saved["majority"]) / len(answers)
+        majority = json.loads((folder / runs.SPLITS).read_text())["majority"]
+        found["majority_accuracy"] = answers.count(majority) / len(answers)
     else:
         base, _ = models.load(recipe)
-        before = metrics(base, encoded, tokenizer, splits.format, progress=progress)
-        found |= {f"base_{name}": value for name, value in before.items()}
-    outcome = {"run": str(folder), "split": split, "rows": len(encoded), "metrics": found}
+        untuned = metrics(base, encoded, tokenizer, splits.format, **how)
+        found |= {f"base_{name}": value for name, value in untuned.items()}
+    # A long text is several encoded rows, and a row that was cut before its reply is none.
+    evaluated = len({row["row"] for row in encoded})
+    outcome = {"run": str(folder), "split": split, "rows": evaluated, "metrics": found}
     content = {
         **outcome,
         "run": folder.name,

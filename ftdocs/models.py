@@ -77,7 +77,7 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
 
 def load_run(folder: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
     """The tuned model of a run (its adapter on the recipe's base model, or its whole model) and its tokenizer."""
-    recipe = Recipe.load(folder / "recipe.yaml")
+    recipe = Recipe.load(folder / "recipe.yaml", environment=False)
     if not (folder / "adapter").is_dir():
         recipe = recipe.model_copy(update={"model": str(folder / "model")})
         return load(recipe, saved_labels(folder))
@@ -105,19 +105,26 @@ def weights_dtype(recipe: Recipe) -> torch.dtype:
         return torch.float32
     if asked == "bf16":
         return torch.bfloat16
-    return hardware.dtype() if recipe.method.name == "lora" else torch.float32
+    return computes_in(asked) if recipe.method.name == "lora" else torch.float32
+
+
+def computes_in(precision: str) -> torch.dtype:
+    """The dtype of matrix products for a recipe's ``train.precision``; "auto" asks the hardware."""
+    if precision == "auto":
+        return hardware.dtype()
+    return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def mixed(recipe: Recipe) -> bool:
     """Whether matrix products run in bfloat16 while trained weights are float32."""
-    asked = recipe.train.precision
-    return asked == "bf16-mixed" or (asked == "auto" and hardware.dtype() == torch.bfloat16)
+    whole = recipe.train.precision == "bf16" and recipe.method.name == "full"
+    return computes_in(recipe.train.precision) == torch.bfloat16 and not whole
 
 
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Compute in the dtype that the device is fast at, as training does."""
-    fast = hardware.dtype()
-    return torch.autocast(device.type, dtype=fast, enabled=fast != torch.float32)
+def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[object]:
+    """Compute in the dtype that training with this ``train.precision`` computes in."""
+    dtype = computes_in(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

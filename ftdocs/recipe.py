@@ -94,7 +94,7 @@ class Train(Section):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="peak learning rate; when left out 1e-3 for lora and 1e-4 for full (labels: 5e-5)",
+        description="peak learning rate; when left out 1e-3 for lora, 1e-4 for full, 5e-5 for full with labels",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
@@ -105,8 +105,8 @@ class Train(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "bf16-mixed"] = Field(
         "auto",
-        description="bf16: weights and arithmetic; bf16-mixed: fp32 weights, bf16 arithmetic; auto: bf16-mixed "
-        "where the device is fast at it, else fp32",
+        description="bf16: weights and arithmetic; bf16-mixed: trained weights fp32, frozen ones and arithmetic bf16; "
+        "auto: bf16-mixed where the device is fast at it, else fp32",
     )
     seed: int = Field(0, ge=0, description="of the initialisation, the order of the rows, and the splits")
     log_every: int = Field(1, ge=1, description="steps between rows of metrics.jsonl")
@@ -117,8 +117,8 @@ class Train(Section):
         None, ge=1, description="steps between checkpoints; left out: ten in a run"
     )
     engine: Literal["trainer"] = Field("trainer", description="what runs the steps: transformers.Trainer")
-    report_to: list[str] = Field(
-        [], description="further loggers of transformers.Trainer, such as tensorboard"
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        [], description="further loggers of transformers.Trainer, each a package to be installed"
     )
 
 
@@ -137,14 +137,19 @@ class Recipe(Section):
 
     @classmethod
     def load(
-        cls, path: Path | str, overrides: list[str] | None = None, profile: Profile | None = None
+        cls,
+        path: Path | str,
+        overrides: list[str] | None = None,
+        profile: Profile | None = None,
+        environment: bool = True,
     ) -> "Recipe":
         """Read a recipe (.yaml, .json, or .py that binds ``recipe``) and resolve it for one size.
 
         Later wins: the file, its section for ``profile``, ``FTDOCS_TRAIN__SEED=1``-like environment
         variables, ``overrides`` such as ``"train.max_steps=2"``. Relative paths in the file are made
         absolute from the recipe's folder. The other profiles are validated too, so that a slip in the
-        ``gpu`` section is found on a laptop.
+        ``gpu`` section is found on a laptop. With ``environment=False`` the variables are left alone: a
+        finished run is read as it was made.
 
         Raises:
             InputError: no such file, broken syntax, an unknown key (the nearest is named), a wrong value.
@@ -160,13 +165,14 @@ class Recipe(Section):
             _validate(cls, merge(raw, section), f"{path}: profiles.{name}.")
         chosen = merge(raw, profiles.get(profile, {})) if profile else raw
         origins = {}
-        for origin, key, text in [*environment_overrides(), *_command_line(overrides or [])]:
+        variables = environment_overrides() if environment else []
+        for origin, key, text in [*variables, *_command_line(overrides or [])]:
             if key.split(".")[0] == "profiles":
                 raise InputError(f"{origin}{key}: set the key itself, not the profile's, such as train.seed")
             try:
                 chosen = merge(chosen, nested(key, yaml.load(text, Loader=_Loader)))
             except (yaml.YAMLError, DuplicateKey, ValueError, RecursionError):
-                raise InputError(f"{origin}{key}: {text!r} is not a YAML value; put text in quotes") from None
+                raise InputError(f"{origin}{key}: is not a YAML value; put text in quotes") from None
             origins[key] = origin
         recipe = _validate(cls, chosen, f"{path}: ", origins)
         return recipe.anchored(path.parent.resolve())
@@ -175,15 +181,27 @@ class Recipe(Section):
         """The same recipe with relative paths (data, a local model folder) made absolute from ``folder``."""
         data = self.data
         if data.path is not None:
-            data = data.model_copy(update={"path": folder / data.path.expanduser()})
+            data = data.model_copy(update={"path": Path(os.path.normpath(folder / data.path.expanduser()))})
         model = self.model
         if model.startswith((".", "~", "/")) or (folder / model / "config.json").is_file():
             model = str((folder / Path(model).expanduser()).resolve())
         return self.model_copy(update={"data": data, "model": model})
 
+    def kept_in(self, folder: Path) -> "Recipe":
+        """The resolved recipe as a run keeps it: without profiles, and with paths relative to ``folder``."""
+        data, model = self.data, self.model
+        if data.path is not None:
+            data = data.model_copy(update={"path": Path(os.path.relpath(data.path, folder.resolve()))})
+        if model.startswith("/"):
+            model = os.path.relpath(model, folder.resolve())
+        return self.model_copy(update={"data": data, "model": model, "profiles": {}})
+
     def to_yaml(self) -> str:
         """The recipe as YAML that :meth:`load` reads back to the same recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False)
+        unused = {"profiles"} if not self.profiles else set()
+        return yaml.safe_dump(
+            self.model_dump(mode="json", exclude_none=True, exclude=unused), sort_keys=False
+        )
 
 
 class Secrets(BaseModel):
@@ -300,6 +318,9 @@ def _command_line(overrides: list[str]) -> Iterator[tuple[str, str, str]]:
         yield "--set ", key, text
 
 
+HIDDEN = object()  # stands for the value of an environment variable in a message
+
+
 class DuplicateKey(Exception):
     """A mapping names one key twice; YAML and JSON readers would keep the last one silently."""
 
@@ -351,6 +372,8 @@ def _first(error: ValidationError, lead: str, origins: dict[str, str]) -> str:
     for overridden, origin in origins.items():
         if f"{key}.".startswith(f"{overridden}.") or f"{overridden}.".startswith(f"{key}."):
             lead = origin
+            if origin != "--set ":  # a variable may hold what nobody should read
+                problem = {**problem, "input": HIDDEN}
     more = len({_dotted(problem) for problem in problems}) - 1
     return f"{lead}{_explain(problem)}" + (f" (and {more} more)" if more else "")
 
@@ -363,6 +386,8 @@ def _dotted(problem: Any) -> str:
 
 def _explain(problem: Any) -> str:
     given = "null" if problem["input"] is None else repr(problem["input"])[:80]
+    if problem["input"] is HIDDEN:
+        given = "another value"
     dotted, kind = _dotted(problem), problem["type"]
     items = [f", item {part + 1}" for part in problem["loc"] if isinstance(part, int)]
     where = f"{dotted}{''.join(items)}: "

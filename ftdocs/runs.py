@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -40,7 +41,7 @@ class Result:
         run: the run's folder.
         steps: optimiser steps done.
         train_tokens: tokens that went through the model in training; padding is not counted.
-        train_seconds: seconds of training, validations and checkpoints left out.
+        train_seconds: seconds of training and of writing checkpoints; validations are left out.
         loss: mean training loss of the last tenth of the steps, in nats per token (labels: per row).
     """
 
@@ -58,7 +59,7 @@ def fingerprint(recipe: Recipe, data_file: Path) -> dict[str, str]:
             recipe.model_dump(mode="json", exclude={"profiles": True, "model": True, **IRRELEVANT})
         ),
         "model": folder_fingerprint(assets.model_path(recipe.model)),
-        "data": folder_fingerprint(data_file) if data_file.is_dir() else files.sha256(data_file),
+        "data": data_fingerprint(data_file),
         "code": code_fingerprint("ftdocs.train"),
         "versions": _digest(hardware.versions()),
         "device": hardware.device_name(),
@@ -66,21 +67,14 @@ def fingerprint(recipe: Recipe, data_file: Path) -> dict[str, str]:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """A digest of a folder's files: names, sizes, and contents (of a large file its first and last megabyte)."""
-    digest = hashlib.sha256()
-    for path in sorted(
-        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
-    ):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)}:{size}\n".encode())
-        with open(path, "rb") as file:
-            if size <= 1 << 26:
-                digest.update(file.read())
-            else:
-                digest.update(file.read(1 << 20))
-                file.seek(-(1 << 20), os.SEEK_END)
-                digest.update(file.read())
-    return digest.hexdigest()
+    """A digest of a folder's files, their names and contents."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return _digest([[str(path.relative_to(folder)), files.sha256(path)] for path in paths])
+
+
+def data_fingerprint(data: Path) -> str:
+    """A digest of a data file or folder."""
+    return folder_fingerprint(data) if data.is_dir() else files.sha256(data)
 
 
 def stored(prints: dict[str, str]) -> Path:
@@ -144,23 +138,43 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if [path.name for path in folder.iterdir()] == [".lock"]:
+            shutil.rmtree(folder)  # nothing was begun, so nothing is left behind
         mine.release()
 
 
 def start(folder: Path, recipe: Recipe, prints: dict[str, str]) -> None:
     """Write down what is about to run, and where: ``recipe.yaml`` and ``environment.json``."""
-    environment = {
+    environment = here(recipe, prints)
+    files.write_atomic(
+        folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n"
+    )  # first: it says "a run"
+    files.write_atomic(folder / RECIPE, recipe.kept_in(folder).to_yaml())
+    files.write_atomic(folder / METRICS, "")
+
+
+def here(recipe: Recipe, prints: dict[str, str]) -> dict[str, Any]:
+    """What ``environment.json`` says: when, on what device, with which versions and weights."""
+    made_from = assets.model_path(recipe.model) / "source.json"
+    source = json.loads(made_from.read_text()) if made_from.is_file() else {}
+    return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": hardware.device_name(),
         "profile": hardware.profile(),
         "versions": hardware.versions(),
+        "model_source": {
+            key: source[key] for key in ("source", "id", "commit", "converted") if key in source
+        },
         "fingerprint": prints,
     }
-    files.write_atomic(
-        folder / ENVIRONMENT, json.dumps(environment, indent=1) + "\n"
-    )  # first: it says "a run"
-    files.write_atomic(folder / RECIPE, recipe.to_yaml())
-    files.write_atomic(folder / METRICS, "")
+
+
+def go_on(folder: Path, recipe: Recipe, prints: dict[str, str]) -> None:
+    """Write down that the run is resumed, maybe elsewhere: the newest facts, and those from before."""
+    before = json.loads((folder / ENVIRONMENT).read_text())
+    earlier = [*before.pop("resumed_from", []), before]
+    content = {**here(recipe, prints), "resumed_from": earlier}
+    files.write_atomic(folder / ENVIRONMENT, json.dumps(content, indent=1) + "\n")
 
 
 def finish(folder: Path, result: Result) -> None:
@@ -179,7 +193,8 @@ def read_result(folder: Path) -> Result:
         raise InputError(f"{folder}: no such run; `ftdocs train RECIPE.yaml` makes one")
     if state(folder) != "finished":
         raise InputError(
-            f"{folder}: this run has not finished; go on with `ftdocs train {folder / RECIPE} --resume`"
+            f"{folder}: this run has not finished; go on with"
+            f" `ftdocs train {folder / RECIPE} --output {folder} --resume`"
         )
     return Result(run=folder, **json.loads((folder / RESULT).read_text()))
 
@@ -200,7 +215,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def read_recipe(folder: Path) -> Recipe:
     """The resolved recipe that the run in ``folder`` was made with."""
-    return Recipe.load(folder / RECIPE)
+    return Recipe.load(folder / RECIPE, environment=False)
 
 
 def _digest(value: Any) -> str:

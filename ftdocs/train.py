@@ -1,7 +1,9 @@
 """Train: a recipe in, a run out, through transformers.Trainer."""
 
+import importlib.util
 import json
 import math
+import os
 import shutil
 import signal
 import threading
@@ -51,6 +53,7 @@ def train(
     data_file = prepare.source(recipe.data)
     prints = runs.fingerprint(recipe, data_file)
     folder = output or runs.stored(prints)
+    runs.state(folder)  # a folder that is not a run is refused before anything is put into it
     with runs.hold(folder), files.explain_write_errors(folder):
         match runs.state(folder):
             case "finished":
@@ -69,6 +72,9 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     """The run itself: data, model, Trainer, then the weights and the model card."""
     splits = prepare.load_splits(recipe.data, recipe.train.seed)
     is_label = splits.format == "label"
+    for logger in recipe.train.report_to:
+        if importlib.util.find_spec(logger) is None:
+            raise InputError(f"train.report_to: {logger} is not installed; python -m pip install {logger}")
     model, tokenizer = models.load(recipe, splits.labels)
     length = recipe.train.seq_len
     train_rows = prepare.encode(splits.train, splits.format, tokenizer, length, splits.labels)
@@ -90,6 +96,8 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     last = checkpoints.last_good(folder)
     if last is None:
         runs.start(folder, recipe, prints)
+    else:
+        runs.go_on(folder, recipe, prints)
     majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
     saved = {"rows": splits.numbers(), "labels": splits.labels, "majority": majority}
     files.write_atomic(folder / runs.SPLITS, json.dumps(saved) + "\n")
@@ -98,7 +106,12 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     trainer = CountingTrainer(
         model=trainable,
         args=arguments(
-            recipe, folder, steps(recipe, len(train_rows)), validates=bool(held_out), resumed=bool(last)
+            recipe,
+            folder,
+            steps(recipe, len(train_rows)),
+            validates=bool(held_out),
+            resumed=bool(last),
+            kind=splits.format,
         ),
         train_dataset=train_rows,
         eval_dataset=held_out or None,
@@ -107,6 +120,7 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     )
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, where only the result belongs
     trainer.record, trainer.tokenizer, trainer.kind = record, tokenizer, splits.format
+    trainer.precision = recipe.train.precision
     with stop_on_interrupt(record):
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -119,8 +133,8 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     result = runs.Result(
         folder, trainer.state.global_step, record.tokens, record.seconds, record.final_loss()
     )
+    files.write_atomic(folder / runs.CARD, card.model_card(folder, result))
     runs.finish(folder, result)
-    files.write_atomic(folder / runs.CARD, card.model_card(folder))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
 
@@ -129,18 +143,25 @@ def steps(recipe: Recipe, sequences: int) -> int:
     """Optimiser steps of the run; the last, smaller batch of an epoch counts."""
     if recipe.train.max_steps:
         return recipe.train.max_steps
-    batches = math.ceil(sequences / recipe.train.batch_size)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate launch
+    # One process that sees several GPUs gives each a micro-batch (Trainer's DataParallel).
+    devices = processes if processes > 1 else max(1, torch.cuda.device_count())
+    batches = math.ceil(sequences / (recipe.train.batch_size * devices))
     return max(1, math.ceil(recipe.train.epochs * math.ceil(batches / recipe.train.accumulation)))
 
 
-def learning_rate(recipe: Recipe) -> float:
-    """The peak learning rate: the recipe's, else a usual one for its method."""
+def learning_rate(recipe: Recipe, kind: str = "text") -> float:
+    """The peak learning rate: the recipe's, else a usual one for its method and kind of data."""
     if recipe.train.learning_rate:
         return recipe.train.learning_rate
-    return 1e-3 if recipe.method.name == "lora" else 1e-4
+    if recipe.method.name == "lora":
+        return 1e-3
+    return 5e-5 if kind == "label" else 1e-4
 
 
-def arguments(recipe: Recipe, folder: Path, total: int, validates: bool, resumed: bool) -> TrainingArguments:
+def arguments(
+    recipe: Recipe, folder: Path, total: int, validates: bool, resumed: bool, kind: str = "text"
+) -> TrainingArguments:
     """The recipe in the words of ``transformers.TrainingArguments``."""
     asked = recipe.train
     return TrainingArguments(
@@ -148,7 +169,7 @@ def arguments(recipe: Recipe, folder: Path, total: int, validates: bool, resumed
         max_steps=total,
         per_device_train_batch_size=asked.batch_size,
         gradient_accumulation_steps=asked.accumulation,
-        learning_rate=learning_rate(recipe),
+        learning_rate=learning_rate(recipe, kind),
         lr_scheduler_type=asked.schedule if asked.schedule != "constant" else "constant_with_warmup",
         warmup_steps=round(asked.warmup * total),
         weight_decay=asked.weight_decay,
@@ -192,6 +213,7 @@ class CountingTrainer(Trainer):
     record: "Record"
     tokenizer: PreTrainedTokenizerBase
     kind: str
+    precision: str
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Trainer's loss; the batch's count of tokens is taken out before the model sees it."""
@@ -201,7 +223,9 @@ class CountingTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out metrics of ``ftdocs.evaluate``, logged as ``eval_loss`` and so on."""
         start = time.perf_counter()
-        found = evaluate.metrics(self.model, self.eval_dataset, self.tokenizer, self.kind)
+        found = evaluate.metrics(
+            self.model, self.eval_dataset, self.tokenizer, self.kind, precision=self.precision
+        )
         named = {f"eval_{name}": value for name, value in found.items()}
         self.record.paused += time.perf_counter() - start
         self.log(dict(named))
@@ -258,17 +282,24 @@ class Record(TrainerCallback):
             row = {key: value for key, value in logs.items() if key.startswith("eval_")}
         if not row:
             return
+        loss = row.get("loss", row.get("eval_loss", 0.0))
+        # JSON has no NaN: what is no number is null.
+        written = {key: value if math.isfinite(value) else None for key, value in row.items()}
         with open(self.folder / runs.METRICS, "a") as file:
-            file.write(json.dumps({"step": state.global_step, **row, "time": round(time.time(), 3)}) + "\n")
-        if not math.isfinite(row.get("loss", row.get("eval_loss", 0.0))):
+            file.write(
+                json.dumps({"step": state.global_step, **written, "time": round(time.time(), 3)}) + "\n"
+            )
+        if not math.isfinite(loss):
             raise Diverged(
-                f"{self.folder}: the loss is {row.get('loss', row.get('eval_loss'))} at step {state.global_step}; usual"
-                " causes: a learning rate that is too high, broken rows, fp16 overflow"
+                f"{self.folder}: the loss is {loss} at step {state.global_step}; usual causes: a learning rate"
+                " that is too high, broken rows, fp16 overflow"
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar; after Ctrl-C, save here and stop."""
+        """Move the bar; log the last step whatever ``log_every``; after Ctrl-C, save here and stop."""
         self.bar.update()
+        if state.global_step >= state.max_steps:
+            control.should_log = True
         if self.stop_asked:
             control.should_save = control.should_training_stop = True
 

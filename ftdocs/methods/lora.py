@@ -26,6 +26,10 @@ def add_lora(
         InputError: no layer of the model has one of the names in ``targets``.
     """
     classifies = "SequenceClassification" in type(model).__name__
+    if isinstance(targets, str) and targets != "all-linear":
+        targets = [
+            name.strip() for name in targets.split(",")
+        ]  # PEFT would take text as a regular expression
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
         r=rank,
