@@ -197,6 +197,8 @@ def new(options: argparse.Namespace) -> None:
 
 def inspect_data(options: argparse.Namespace) -> None:
     """Show data as training would see it."""
+    if options.samples < 0:
+        raise InputError(f"--samples {options.samples}: must be 0 or more")
     from rich.console import Console
 
     from ftdocs import recipe as recipes

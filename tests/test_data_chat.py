@@ -137,6 +137,9 @@ def test_a_template_that_refuses_a_conversation_names_the_row(smollm2):
         InputError, match="row 1: the model's chat template refuses this conversation: only two turns"
     ):
         one({"messages": TURNS}, "messages", with_template(smollm2, refuses))
+    rows = [{"row": 3, "messages": TURNS}]
+    with pytest.raises(InputError, match=r"^mine\.jsonl, row 3: the model's chat template refuses"):
+        encode(rows, "messages", with_template(smollm2, refuses), 512, where="mine.jsonl")
 
 
 def test_one_beginning_of_sequence_not_two(smollm2):
@@ -196,6 +199,8 @@ def test_rows_without_a_label_left_are_counted_and_all_of_them_refused(gpt2_like
     assert (encoded.dropped, encoded.truncated) == (1, 2)
     with pytest.raises(InputError, match=r"all labels masked: .* first 20 tokens; raise train.seq_len"):
         encode(rows[:1], "prompt", gpt2_like, 20)
+    with pytest.raises(InputError, match=r"^mine\.csv: all labels masked"):
+        encode(rows[:1], "prompt", gpt2_like, 20, where="mine.csv")
     assert encode([], "prompt", gpt2_like, 20) == []
 
 

@@ -185,3 +185,10 @@ def test_blank_lines_and_texts_are_passed_over_and_counted(tmp_path):
         4,
         5,
     ]
+
+
+def test_our_own_row_numbers_are_no_group(tmp_path):
+    path = tmp_path / "faq.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {n}", "row": "one"}) + "\n" for n in range(9)))
+    with pytest.raises(InputError, match=r"faq\.jsonl: data\.group is `row`.*rename the column"):
+        load_splits(Data(path=path, group="row"))

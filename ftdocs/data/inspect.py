@@ -31,7 +31,7 @@ def inspect(recipe: "Recipe", samples: int = 3) -> dict[str, Any]:
     """
     splits = load_splits(recipe.data, recipe.train.seed)
     tokenizer = AutoTokenizer.from_pretrained(model_path(recipe.model))
-    rows = encode(splits.train, splits.format, tokenizer, WHOLE, splits.labels)
+    rows = encode(splits.train, splits.format, tokenizer, WHOLE, splits.labels, where=str(splits.path))
     report = {
         "data": str(splits.path),
         **splits.report,

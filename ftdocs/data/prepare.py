@@ -97,6 +97,11 @@ def checked_rows(
     path: Path, format: str | None = None, group: str | None = None
 ) -> tuple[list[Row], str, int]:
     """All rows of a file, checked and cleaned; their format; and how many blank texts were passed over."""
+    if group == "row":
+        raise InputError(
+            f"{path}: data.group is `row`, which is every row's number here and keeps nothing together; "
+            f"rename the column in the file, say to `source`"
+        )
     rows, blank = [], 0
     for raw in read_rows(path):
         format = format or recognise(raw, f"{path}, row {raw['row']}")
@@ -152,6 +157,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     seq_len: int,
     labels: list[str] | None = None,
+    where: str = "",
 ) -> Encoded:
     """Turn rows into token ids of at most ``seq_len`` and what to learn from them.
 
@@ -159,7 +165,8 @@ def encode(
     where nothing is trained: the first token always, as nothing stands before it. Text is cut into
     pieces with nothing lost; of a conversation or a labelled text the beginning is kept. The format
     label gives ``{"input_ids", "label", "row"}``, the label's index in ``labels``. Raises
-    :class:`InputError` if nothing is left to train on.
+    :class:`InputError` if nothing is left to train on, or a chat template refuses a row; ``where``, the
+    file, begins its message.
     """
     if seq_len < 2:
         raise InputError(
@@ -173,14 +180,17 @@ def encode(
         return encode_labelled(rows, tokenizer, seq_len, labels or [])
     if format == "text":
         return Encoded(piece for part in batches(rows) for piece in encode_text(part, tokenizer, seq_len))
-    encoded = [row for part in batches(rows) for row in encode_chat(part, tokenizer)]
+    try:
+        encoded = [row for part in batches(rows) for row in encode_chat(part, tokenizer)]
+    except InputError as error:  # it begins with the row
+        raise InputError(f"{where}, {error}" if where else str(error)) from error
     truncated = sum(len(row["input_ids"]) > seq_len for row in encoded)
     for row in encoded:
         row["input_ids"], row["labels"] = row["input_ids"][:seq_len], [IGNORED, *row["labels"][1:seq_len]]
     kept = [row for row in encoded if any(label != IGNORED for label in row["labels"])]
     if rows and not kept:
         raise InputError(
-            f"all labels masked: in none of the {len(rows)} rows does a token of the reply lie within the first "
+            f"{where and where + ': '}all labels masked: in none of the {len(rows)} rows does a token of the reply lie within the first "
             f"{seq_len} tokens; raise train.seq_len"
         )
     result = Encoded(kept)
