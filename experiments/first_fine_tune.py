@@ -27,21 +27,26 @@ def cases() -> list[dict]:
     return [{"seed": seed} for seed in SEEDS]
 
 
+def recipe(case: dict) -> Recipe:
+    """The recipe of a case."""
+    return Recipe.load(RECIPE, [f"train.seed={case['seed']}"], "cpu")
+
+
 def run(case: dict) -> dict:
     """Held-out loss in nats per token before and after the training."""
-    recipe = Recipe.load(RECIPE, [f"train.seed={case['seed']}"], "cpu")
-    splits = prepare.load_splits(recipe.data, seed=0)
-    model, tokenizer = models.load(recipe)
+    job = recipe(case)
+    splits = prepare.load_splits(job.data, seed=0)
+    model, tokenizer = models.load(job)
     pad = models.pad_token_id(tokenizer)
-    test = prepare.encode(splits.test, splits.format, tokenizer, recipe.train.seq_len)
+    test = prepare.encode(splits.test, splits.format, tokenizer, job.train.seq_len)
     before = evaluate.held_out_loss(model, test, pad)
-    encoded = prepare.encode(splits.train, splits.format, tokenizer, recipe.train.seq_len)
-    blocks = pack.pack(encoded, recipe.train.seq_len)
+    encoded = prepare.encode(splits.train, splits.format, tokenizer, job.train.seq_len)
+    blocks = pack.pack(encoded, job.train.seq_len)
     torch.manual_seed(case["seed"])
-    model = add_lora(model, recipe.method.rank, recipe.method.alpha, recipe.method.targets)
+    model = add_lora(model, job.method.rank, job.method.alpha, job.method.targets)
     with TemporaryDirectory() as folder:
-        steps = recipe.train.max_steps or 0
-        settings = arguments(recipe, Path(folder), steps, validates=False, resumed=False)
+        steps = job.train.max_steps or 0
+        settings = arguments(job, Path(folder), steps, validates=False, resumed=False)
         settings.save_strategy = "no"
         collate = partial(pack.collate_packed, pad_id=pad)
         Trainer(model=model, args=settings, train_dataset=blocks, data_collator=collate).train()

@@ -2,7 +2,8 @@
 
 An experiment is a file ``experiments/NAME.py``: a docstring (the question, and what is held fixed), ``SEEDS``,
 ``cases() -> list[dict]``, ``run(case) -> dict`` of flat numbers, and ``TOLERANCE``, the relative difference that
-a repetition may show, by column. ``python -m experiments NAME`` makes ``results/NAME.json``.
+a repetition may show, by column; where it trains by a recipe, ``recipe(case) -> Recipe``, so that the record keeps
+what it was resolved to. ``python -m experiments NAME`` makes ``results/NAME.json``.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from typing import Any
 
 from ftdocs import files, hardware
 from ftdocs.errors import InputError
-from ftdocs.fingerprint import code_fingerprint
+from ftdocs.fingerprint import code_fingerprint, reached
 
 RESULTS = Path("results")
 
@@ -43,6 +44,7 @@ class Record:
         device: in words.
         versions: of Python and of the packages that matter.
         fingerprint: of the experiment and of what it reaches.
+        recipe: of the first case, as it was resolved; None where the experiment has none.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Record:
     device: str
     versions: dict[str, str]
     fingerprint: str
+    recipe: str | None = None
     folder: Path = RESULTS
 
     @property
@@ -100,10 +103,15 @@ def fingerprint(experiment: Path) -> str:
     """A digest of what an experiment depends on: its code, the modules that it reaches, the recipes that it names."""
     if not experiment.is_file():
         return ""
-    root = experiment.parents[1]
-    named = re.findall(r"recipes/[\w.-]+\.yaml", experiment.read_text(encoding="utf-8"))
-    recipes = [files.sha256(root / name) for name in sorted(set(named)) if (root / name).is_file()]
+    recipes = [files.sha256(path) for path in _recipes(experiment)]
     return hashlib.sha256("\0".join([code_fingerprint(experiment), *recipes]).encode()).hexdigest()
+
+
+def _recipes(experiment: Path) -> list[Path]:
+    """Recipes of the repository that an experiment names."""
+    named = re.findall(r"recipes/[\w.-]+\.yaml", experiment.read_text(encoding="utf-8"))
+    paths = (experiment.parents[1] / name for name in sorted(set(named)))
+    return [path for path in paths if path.is_file()]
 
 
 def make(name: str, folder: Path = RESULTS, progress: Callable[[str], None] = print) -> Record:
@@ -112,9 +120,13 @@ def make(name: str, folder: Path = RESULTS, progress: Callable[[str], None] = pr
     A killed one goes on where it stopped, as long as its code, this device and the versions are the same.
 
     Raises:
-        InputError: there is no such experiment.
+        InputError: there is no such experiment, or what it reaches is not committed.
     """
     module = experiment(name, folder)
+    if changed := _uncommitted(source(name, folder)):
+        raise InputError(
+            f"{changed[0]}: changed since the last commit, which the record would name: commit it first"
+        )
     partial = Path(folder) / f"{name}.partial.json"
     origin = {
         "fingerprint": fingerprint(source(name, folder)),
@@ -144,6 +156,7 @@ def make(name: str, folder: Path = RESULTS, progress: Callable[[str], None] = pr
         device=hardware.device_name(),
         versions=hardware.versions(),
         fingerprint=origin["fingerprint"],
+        recipe=module.recipe(cases[0]).to_yaml() if hasattr(module, "recipe") else None,
         folder=Path(folder),
     )
     kept = {key: value for key, value in asdict(record).items() if key != "folder"}
@@ -196,6 +209,22 @@ def experiment(name: str, folder: Path = RESULTS) -> ModuleType:
 
 
 def _commit(folder: Path) -> str | None:
-    command = ["git", "-C", str(Path(folder).resolve().parent), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
+    return (_git(Path(folder).resolve().parent, "rev-parse", "HEAD") or "").strip() or None
+
+
+def _uncommitted(experiment: Path) -> list[str]:
+    """Of the files that an experiment reaches, those that git does not have as they are; none without git."""
+    root = experiment.parents[1]
+    own = [
+        path
+        for path in (experiment, *reached(experiment), *_recipes(experiment))
+        if path.is_relative_to(root)
+    ]
+    changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *map(str, own)) or ""
+    return [line[3:] for line in changed.splitlines()]
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints; None where there is no repository."""
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else None

@@ -94,6 +94,40 @@ def test_a_record_is_stale_once_a_recipe_that_it_names_has_changed(folder: Path)
     assert records.state("squares", folder) == "stale"
 
 
+def test_a_record_keeps_the_recipe_as_it_was_resolved(folder: Path):
+    recipes = folder.parent / "recipes"
+    recipes.mkdir()
+    (recipes / "square.yaml").write_text("model: gpt2\ndata: {path: a.jsonl}\ntrain: {seed: 3}\n")
+    with (folder.parent / "experiments" / "squares.py").open("a") as file:
+        file.write(
+            "\nfrom pathlib import Path\nfrom ftdocs.recipe import Recipe\n\n"
+            "def recipe(case):\n"
+            "    path = Path(__file__).parents[1] / 'recipes/square.yaml'\n"
+            "    return Recipe.load(path, [f'train.seed={case[\"seed\"]}'], 'cpu')\n"
+        )
+    kept = records.make("squares", folder, progress=lambda line: None).recipe
+    assert "model: gpt2" in kept and "seed: 0" in kept
+
+
+def test_no_record_is_made_of_what_is_not_committed(folder: Path):
+    root = folder.parent
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", str(root), *identity, *arguments], check=True, capture_output=True)
+
+    git("init")
+    with pytest.raises(InputError, match=r"experiments/squares\.py: changed since the last commit"):
+        records.make("squares", folder, progress=lambda line: None)
+    git("add", "experiments")
+    git("commit", "-m", "squares")
+    (root / "notes.txt").write_text("what the experiment does not reach does not matter")
+    assert len(records.make("squares", folder, progress=lambda line: None).commit) == 40
+    edit(folder, "FACTOR = 0, 1", "FACTOR = 0, 2")
+    with pytest.raises(InputError, match="commit it first"):
+        records.make("squares", folder, progress=lambda line: None)
+
+
 def test_a_repetition_is_compared_within_the_stated_tolerance(folder: Path):
     records.make("squares", folder, progress=lambda line: None)
     assert records.check("squares", folder, row=1) == {"seed": 0, "side": 3, "square": 9}
