@@ -25,7 +25,7 @@ from ftdocs import records
 from ftdocs.errors import InputError
 
 # Shown in a page's stamp, where the page reaches them; the ledger has all versions.
-SHOWN = ("python", "torch", "transformers", "peft", "accelerate", "datasets", "trl")
+SHOWN = ("python", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -108,7 +108,8 @@ def stamp(run: Run, gpu: dict | None) -> str:
         ("With", html.escape(versions)),
     ]
     if run.commit:
-        facts.append(("Commit", f"<code>{run.commit[:12]}</code>"))
+        changed = ", with changes that are not in it" if run.modified else ""
+        facts.append(("Commit", f"<code>{run.commit[:12]}</code>{changed}"))
     if run.profile != "gpu" and gpu is None:
         facts.append(("GPU", "not yet run on a GPU"))
     elif gpu:

@@ -185,7 +185,7 @@ def _validated(fence: Fence, command: str, sandbox: Sandbox) -> Outcome:
 
 def _options_known(script: str, sandbox: Sandbox) -> list[str]:
     """Look every option of every command up in the tool's own help; the tools that were asked."""
-    asked = []
+    asked, looked_up = [], 0
     for line in script.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words and re.match(r"\w+=|(sudo|export|time)$", words[0]):
@@ -193,14 +193,16 @@ def _options_known(script: str, sandbox: Sandbox) -> list[str]:
         if not words or words[0] in ("cd", "source", "."):
             continue
         script_at = next((i for i, word in enumerate(words) if i and word.endswith(".py")), len(words))
-        options = [word.split("=")[0] for word in words[:script_at] if re.match(r"--?[A-Za-z]", word)]
+        first = 3 if words[1:2] == ["-m"] else 1  # `python -m X`: -m is Python's, what follows is X's
+        options = [word.split("=")[0] for word in words[first:script_at] if re.match(r"--?[A-Za-z]", word)]
+        looked_up += len(options)
         tool, helped = _help(words, sandbox)
         for option in options:
             if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", helped):
                 raise CheckFailed(f"`{tool} --help` knows no {option}")
         asked.append(f"`{tool} --help`")
-    if not asked:
-        raise CheckFailed("there is no command whose options could be checked")
+    if not looked_up:
+        raise CheckFailed("there is no option to check; run the block, or say `validated by COMMAND`")
     return list(dict.fromkeys(asked))
 
 

@@ -2,8 +2,8 @@
 
 A page is run when something that it reaches has changed: its own fences, the modules of the package that they
 import, the versions of the packages that those import, files of the repository that it names, the device, the
-profile. Otherwise what is stored of its last run stands. Sphinx then finds each notebook, outputs included, in
-a jupyter-cache that is made of exactly the pages' current runs.
+profile, the settings in ``FTDOCS_…`` variables. Otherwise what is stored of its last run stands. Sphinx then finds
+each notebook, outputs included, in a jupyter-cache that is made of exactly the pages' current runs.
 """
 
 import ast
@@ -78,6 +78,7 @@ class Run:
     peak_bytes: int
     fences: list[Checked] = field(default_factory=list)
     figures: dict[str, str] = field(default_factory=dict)
+    modified: bool = False  # the files were not as in ``commit``
 
     @property
     def problems(self) -> list[Checked]:
@@ -115,6 +116,12 @@ class Book:
         command = ["git", "-C", str(self.root), "rev-parse", "HEAD"]
         done = subprocess.run(command, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
+
+    @cached_property
+    def modified(self) -> bool:
+        """Whether any file but the results differs from the commit; False where git knows nothing of the book."""
+        command = ["git", "-C", str(self.root), "status", "--porcelain", "--", ".", ":(exclude)results"]
+        return bool(subprocess.run(command, capture_output=True, text=True).stdout.strip())
 
 
 def now() -> str:
@@ -179,16 +186,32 @@ def dependencies(
     }
     machinery = [
         files.sha256(path)
-        for path in (HERE / "checks.py", HERE / "matplotlibrc", *sorted(HERE.rglob("ipython/**/*.py")))
+        for path in (
+            HERE / "checks.py",
+            HERE / "regions.py",
+            HERE / "matplotlibrc",
+            *sorted(HERE.rglob("ipython/**/*.py")),
+        )
     ]
     here = {
         **own,
         "versions": versions,
         "device": book.device,
         "profile": book.profile,
+        "settings": settings(),
         "machinery": machinery,
     }
     return _digest(here), _digest(own), versions
+
+
+def settings() -> dict[str, str]:
+    """Variables by which a reader changes recipes and sources; no secret, no place, not the profile, which is known."""
+    others = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|^FTDOCS_(HOME|RUNS|PROFILE)$")
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith("FTDOCS_") and not others.search(name)
+    }
 
 
 def _named_files(root: Path, fences: list[Fence]) -> Iterator[str]:
@@ -250,6 +273,7 @@ def run_page(book: Book, path: Path) -> Run:
         peak_bytes=seen["peak_bytes"],
         fences=checked,
         figures=dict(_glued(nb)),
+        modified=book.modified,
     )
     files.write_atomic(book.stored(page, ".ipynb"), nbformat.writes(nb))
     files.write_atomic(book.stored(page, ".json"), json.dumps(asdict(run), indent=1))

@@ -14,7 +14,7 @@ on the line before the fence, which neither GitHub nor the book shows:
     YAML with ``model:`` and ``data:`` is a recipe without saying so.
 ``<!-- fence: validated by COMMAND -->``
     Do not run the block; run COMMAND, which must succeed. ``validated by options``: every option in the
-    block must be known to its tool's own ``--help``.
+    block, and there must be one, has to be known to its tool's own ``--help``.
 ``<!-- fence: exits 2 -->``
     A shell block that must end with this code.
 ``<!-- fence: raises InputError: unknown key -->``
@@ -67,7 +67,6 @@ OTHER = {
         "contents",
         "image",
         "csv-table",
-        "include",
     ),
     *(
         "glue",
@@ -82,8 +81,9 @@ OTHER = {
     ),
     *("automodule", "autosummary", "currentmodule", "module", "index", "bibliography"),
 }
-# Code that would be shown without anything that could check it.
+# Code, or with `include` whole pages, that would be shown without anything that could check it.
 REFUSED = {
+    "include",
     "eval-rst",
     "parsed-literal",
     "doctest",

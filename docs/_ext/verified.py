@@ -12,10 +12,14 @@ FIELDS = ("page", "line", "language", "status", "seconds", "reason")
 
 
 def ledger(book: Book, runs: list[Run]) -> dict[str, object]:
-    """The whole book's ledger; ``versions`` are of everything that any page reaches."""
+    """The whole book's ledger; ``versions`` are of everything that any page reaches.
+
+    ``modified`` says that the files were not as in ``commit`` when the book was built, or when one of its pages ran.
+    """
     versions = {name: version for run in runs for name, version in run.versions.items()}
     return {
         "commit": book.commit,
+        "modified": book.modified or any(run.modified for run in runs),
         "built": now(),
         "device": book.device,
         "profile": book.profile,

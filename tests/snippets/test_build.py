@@ -65,7 +65,11 @@ double(None)
     "docs/status.md": "# Status\n\n```{status}\n```\n",
     "ftdocs/__init__.py": "",
     "ftdocs/first.py": 'def double(number: int) -> int:\n    """Twice a number."""\n    return number * 2\n\n\n'
-    "def never() -> None:\n    print('not called')\n",
+    "def never() -> None:\n    print('not called')\n\n\n"
+    "def sign(number: int) -> int:\n    if number < 0:\n        text = f'{number} < 0'\n"
+    "        raise ValueError(text)\n    if number == 0:\n        return 0\n    return 1\n\n\n"
+    "def grade(number: int) -> str:\n    if number > 3:\n        name = 'high'\n        return name\n"
+    "    return 'low'\n",
     "ftdocs/second.py": 'NAME = "second"\n',
 }
 
@@ -90,6 +94,20 @@ FAULTS = {
         + "# Claimed\n\n```{literalinclude} ../ftdocs/first.py\n:pyobject: never\n```\n\n"
         + "```{code-cell} python\nimport ftdocs.first\n```\n",
         "claimed.md:8: this page's run never reaches never",
+    ),
+    "docs/half.md": (
+        NOTEBOOK
+        + "# Half\n\n```{literalinclude} ../ftdocs/first.py\n:pyobject: grade\n```\n\n"
+        + "```{code-cell} python\nfrom ftdocs.first import grade\n\ngrade(1)\n```\n",
+        "half.md:8: this page's run reaches 2 of 4 lines of grade, not lines 21, 22",
+    ),
+    "docs/include.md": (
+        "# Include\n\n```{include} one.md\n```\n",
+        "include.md:3: {include} cannot be checked",
+    ),
+    "docs/nooption.md": (
+        "# No option\n\n<!-- fence: validated by options -->\n```bash\npython -m pip list\n```\n",
+        "nooption.md:4: there is no option to check",
     ),
     "docs/nested.md": (
         NOTEBOOK + "# Nested\n\n:::{note}\n```{code-cell} python\n1\n```\n:::\n",
@@ -205,6 +223,50 @@ def test_a_good_book_is_built_and_only_what_changed_runs_again(book: Path):
     assert "-42" in changed.stderr and "+63" in changed.stderr
     assert changed.returncode == 1
     assert not (site / "verified.json").exists()
+
+
+def test_a_setting_in_the_environment_runs_pages_again(book: Path, monkeypatch: pytest.MonkeyPatch):
+    page = book / "docs" / "one.md"
+    assert states(build(book, str(page)).stdout) == {"docs/one": "run"}
+    monkeypatch.setenv("FTDOCS_HF_TOKEN", "another secret")
+    monkeypatch.setenv("FTDOCS_HOME", str(book / "home"))
+    assert states(build(book, str(page)).stdout) == {"docs/one": "unchanged"}
+    monkeypatch.setenv("FTDOCS_TRAIN__SEED", "7")
+    assert states(build(book, str(page)).stdout) == {"docs/one": "run"}
+    assert "another secret" not in (book / "docs/_build/pages/docs-one.json").read_text()
+
+
+def test_a_region_may_leave_out_what_refuses_and_says_what_it_left_out(book: Path):
+    page = book / "docs" / "sign.md"
+    text = "# Sign\n\n```{literalinclude} ../ftdocs/first.py\n:pyobject: sign\n```\n\n"
+    page.write_text(
+        NOTEBOOK + text + "```{code-cell} python\nfrom ftdocs.first import sign\n\nsign(1), sign(0)\n```\n"
+    )
+    assert build(book, str(page)).returncode == 0
+    fences = json.loads((book / "docs/_build/pages/docs-sign.json").read_text())["fences"]
+    assert fences[0]["reason"].startswith(
+        "4 of 6 lines (all but lines 12, 13 of first.py) reached by the cells"
+    )
+
+
+def test_a_book_that_is_not_as_committed_says_so(book: Path):
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", str(book), *identity, *arguments], check=True, capture_output=True)
+
+    (book / ".gitignore").write_text("_build/\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a book")
+    here = Book(book, "smoke", "A CPU")
+    assert len(here.commit) == 40 and not here.modified
+    (book / "results").mkdir()
+    (book / "results" / "new.json").write_text("{}")
+    assert not Book(book, "smoke", "A CPU").modified, (
+        "records are made from a commit, and kept in the next one"
+    )
+    (book / "ftdocs" / "first.py").write_text("")
+    assert Book(book, "smoke", "A CPU").modified
 
 
 def test_planted_faults_are_all_caught(book: Path):
