@@ -808,7 +808,8 @@ def _download(source: Hub, repo_type: str, commit: str, names: list[str], say: C
 
     shown, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
     logging.set_verbosity_error()
-    bars = {"tqdm_class": tqdm} if say is _say else {}  # shown even where the client's own are switched off
+    # A terminal gets the bars even where the client's own are switched off, as `ftdocs` does for Transformers.
+    bars = {"tqdm_class": tqdm} if say is _say and sys.stderr.isatty() else {}
     disable_progress_bars()
     try:
         huggingface_hub.snapshot_download(

@@ -1,6 +1,7 @@
 """Models and data by short name: every way a source can fail is one line, and nothing is ever half-made."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -390,17 +391,29 @@ def test_pull_shows_progress_on_standard_error_only(tmp_path, monkeypatch, capfd
     assert (made["minilm"] / "model.safetensors").stat().st_size == 90_868_376
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("arguments", [["pull", "org/name"], ["pull", "org/name", "--json"]])
 def test_pull_shows_the_hubs_progress_unless_json_is_asked_for(hub, model, run_python, arguments):
+    import pty
+    import termios
+
     hub.add("org/name", model)
-    code = "import sys; from ftdocs.cli import main; sys.exit(main(sys.argv[1:]))"
-    # tqdm shows bars on a terminal only; its TQDM_POSITION=-1 is how the hub's client is told to show them here.
-    done = run_python(code, *arguments, HF_ENDPOINT=hub.url, TQDM_POSITION="-1")
-    assert done.returncode == 0, done.stderr
+    code = "import os, sys; os.dup2(os.open(sys.argv.pop(), os.O_RDWR), 2)"  # standard error is a terminal
+    code += "; from ftdocs.cli import main; sys.exit(main(sys.argv[1:]))"
+    ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    done = run_python(code, *arguments, os.ttyname(terminal), HF_ENDPOINT=hub.url)
+    os.write(terminal, b"END")
+    error = b""
+    while not error.endswith(b"END"):
+        error += os.read(ours, 65536)
+    os.close(terminal)
+    os.close(ours)
+    assert done.returncode == 0, error.decode()
     if "--json" in arguments:
-        assert done.stderr == "" and list(json.loads(done.stdout)) == ["org/name"]
+        assert error == b"END" and list(json.loads(done.stdout)) == ["org/name"]
     else:
-        assert "[1/1] org/name" in done.stderr and "100%|" in done.stderr
+        assert b"[1/1] org/name" in error and b"100%|" in error
         assert done.stdout.startswith("org/name\t") and done.stdout.count("\n") == 1
 
 
