@@ -2,7 +2,12 @@
 
 import math
 import os
+import re
+import shlex
+import tempfile
 from pathlib import Path
+
+import yaml
 
 from ftdocs import files
 from ftdocs.data import prepare
@@ -11,7 +16,7 @@ from ftdocs.recipe import Data, Recipe
 
 TEMPLATE = """\
 # Written by `ftdocs new` after a look at {name}: {rows} rows{duplicates}, format {format}{labels}.
-# What will be trained on:  ftdocs data inspect {data} --recipe {recipe}
+# What will be trained on:  ftdocs data inspect {argument} --recipe {recipe}
 # Train:                    ftdocs train {recipe}
 model: {model:<22}  # {model_note}
 data:
@@ -31,6 +36,8 @@ train:
 profiles:                      # FTDOCS_PROFILE=smoke tries the recipe in seconds
   smoke: {{data: {{limit: 64}}, train: {{max_steps: 2, batch_size: 2, seq_len: 128}}}}
 """
+PLAIN = re.compile(r"(\.\./)*[^\W\d][\w./ -]*")  # needs no quotes in YAML, if it is not a word such as `true`
+SHOWN = 6  # class names in the recipe's first line
 STEPS = 40  # a small file is passed over again until there are about so many optimiser steps
 FORMAT_NOTES = {
     "messages": "chats: only the assistant's words and its end-of-turn token are trained",
@@ -47,9 +54,11 @@ def write_recipe(data_file: Path, output: Path | None = None) -> Path:
     The whole file is read and checked first, so a broken row is found now and not after a night.
 
     Raises:
-        InputError: the data cannot be used, or a file is there already (it is not overwritten).
+        InputError: the data cannot be used, ``output`` is no YAML file, or is there already (it is not overwritten).
     """
     target = output or Path(f"{data_file.name.split('.')[0]}.yaml")
+    if target.suffix.lower() not in (".yaml", ".yml"):
+        raise InputError(f"{target}: the recipe is written as YAML; let the name end in .yaml")
     if target.exists():
         raise InputError(f"{target}: exists; choose another name with --output, or remove it")
     if not data_file.exists():
@@ -62,16 +71,17 @@ def write_recipe(data_file: Path, output: Path | None = None) -> Path:
     # A path that starts from the recipe's own folder goes on working when both are moved together.
     relative = Path(os.path.relpath(data_file.resolve(), target.resolve().parent)).as_posix()
     text = TEMPLATE.format(
-        name=data_file.name,
+        name=one_line(data_file.name),
         rows=rows,
         duplicates=f" ({dropped} repeated ones left out)" if dropped else "",
         format=splits.format,
         format_note=FORMAT_NOTES[splits.format],
-        labels=f" with the classes {', '.join(splits.labels)}" if splits.labels else "",
-        recipe=target,
+        labels=f" with {classes(splits.labels)}" if splits.labels else "",
+        argument=one_line(shlex.quote(str(data_file))),
+        recipe=one_line(shlex.quote(str(target))),
         model="minilm" if is_label else "smollm2-135m-instruct",
         model_note="a small BERT" if is_label else "a small LLaMA",
-        data=relative,
+        data=scalar(relative),
         share=share,
         method="full                   # every weight; lora trains small adapters"
         if is_label
@@ -83,10 +93,33 @@ def write_recipe(data_file: Path, output: Path | None = None) -> Path:
         learning_rate="5.0e-5" if is_label else "1.0e-3",
         **schedule(splits),
     )
+    with tempfile.TemporaryDirectory() as folder:  # only a recipe that can be read is written
+        trial = Path(folder, "recipe.yaml")
+        trial.write_text(text, encoding="utf-8")
+        Recipe.load(trial, environment=False)
     with files.explain_write_errors(target):
         files.write_atomic(target, text)
-    Recipe.load(target)
     return target
+
+
+def scalar(text: str) -> str:
+    """A text as a value in YAML: as it is where YAML reads it back, else in double quotes."""
+    plain = PLAIN.fullmatch(text) and yaml.safe_load(f"path: {text}") == {"path": text}
+    if plain:
+        return text
+    return yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=True).strip()
+
+
+def classes(names: list[str]) -> str:
+    """The first class names, and how many there are."""
+    shown = [one_line(name if len(name) <= 30 else f"{name[:29]}…") for name in names[:SHOWN]]
+    more = ", …" if len(names) > SHOWN else ""
+    return f"{len(names)} classes: {', '.join(shown)}{more}"
+
+
+def one_line(text: str) -> str:
+    """Text that stays within a comment: line breaks and other control characters become spaces."""
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def schedule(splits: prepare.Splits) -> dict[str, int]:

@@ -1,11 +1,14 @@
 """Commands that need no training: what they refuse, and what they print."""
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 
 from ftdocs import assets
 from ftdocs.cli import main
+from ftdocs.recipe import Recipe
 
 WITHOUT = """
 import sys
@@ -68,3 +71,47 @@ def test_assets_shows_the_order_that_is_used_and_what_is_cached(monkeypatch, cap
         row = json.loads(capsys.readouterr().out)["assets"][1]
         assert [words.split()[0] for words in row["sources"]] == order.split(", ")
         assert row["cached"][0]["source"].startswith("package ")
+
+
+NAMES = [
+    "faq #2.jsonl",
+    "a: b.jsonl",
+    "- x.jsonl",
+    "it's.jsonl",
+    '"q".jsonl',
+    "größe.jsonl",
+    "{a}.jsonl",
+    "a\nb.jsonl",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "1e3/faq.jsonl", "plain.jsonl"])
+def test_new_writes_a_recipe_that_finds_the_file_whatever_its_name(name, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text(
+        "".join(json.dumps({"prompt": f"p{n}", "completion": f"c{n}"}) + "\n" for n in range(20))
+    )
+    assert main(["new", name, "--output", "job.yaml"]) == 0, capsys.readouterr().err
+    assert Recipe.load("job.yaml").data.path == tmp_path.resolve() / name
+    if name == "plain.jsonl":
+        assert "  path: plain.jsonl\n" in Path("job.yaml").read_text()
+
+
+def test_new_keeps_class_names_in_the_comment_and_shortens_the_list(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with open("mail.csv", "w", newline="") as file:
+        rows = [[f"text {n}", f"class {n % 20}\nmodel: evil {'x' * 50}"] for n in range(200)]
+        csv.writer(file).writerows([["text", "label"], *rows])
+    assert main(["new", "mail.csv"]) == 0
+    assert Recipe.load("mail.yaml").model == "minilm"
+    first = Path("mail.yaml").read_text().splitlines()[0]
+    assert "20 classes: class 0 model: evil xxxxxxxxx…, " in first and first.endswith(", ….")
+    assert len(first) < 350
+
+
+def test_new_writes_no_recipe_that_cannot_be_read(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("faq.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
+    assert "let the name end in .yaml" in refused(capsys, "new", "faq.jsonl", "--output", "job.json")
+    assert not Path("job.json").exists()
