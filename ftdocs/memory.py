@@ -10,8 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ftdocs import hardware
+from ftdocs.errors import InputError
 
 Method = Literal["full", "lora"]
+LLAMA_LIKE = (
+    "llama",
+    "mistral",
+    "qwen2",
+)  # architectures whose layers keep what is counted here, as tests compare
 
 
 def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
@@ -49,7 +55,15 @@ def activation_bytes(config: PreTrainedConfig, tokens: int, method: Method = "fu
         tokens: of a micro-batch: sequences × sequence length, padding included.
         method: LoRA's frozen norms keep less, its adapters one more copy of attention's output; what the rank
             adds is left out.
+
+    Raises:
+        InputError: another architecture. GPT-2, say, keeps (T, T) matrices and the masks of its dropout.
     """
+    if config.model_type not in LLAMA_LIKE:
+        raise InputError(
+            f"memory of {config.model_type}: no closed form; it is known for {', '.join(LLAMA_LIKE)} only, "
+            f"so measure a step instead (ftdocs.memory.measured_peak)"
+        )
     hidden = config.hidden_size
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
@@ -81,6 +95,9 @@ def training_bytes(
         rank: LoRA's rank.
         batch_size: sequences of a micro-batch.
         seq_len: tokens of a sequence.
+
+    Raises:
+        InputError: another architecture; see :func:`activation_bytes`.
     """
     total = parameters(config)
     trained = total if method == "full" else lora_parameters(config, rank)

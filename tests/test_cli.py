@@ -79,7 +79,7 @@ NAMES = [
     "- x.jsonl",
     "it's.jsonl",
     '"q".jsonl',
-    "größe.jsonl",
+    "größe 😀.jsonl",
     "{a}.jsonl",
     "a\nb.jsonl",
 ]

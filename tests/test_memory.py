@@ -4,9 +4,10 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from ftdocs import hardware, memory
+from ftdocs.errors import InputError
 from ftdocs.methods.lora import add_lora
 
 SHAPES = {
@@ -69,6 +70,28 @@ def test_the_closed_form_counts_what_autograd_keeps(method: str, shape: str) -> 
     few, many = (parts["activations"] + parts["bf16 copies"] for parts in forms)
     # Left out: one number a head and a norm, and LoRA's rank-wide vectors; small, but not in a model this narrow.
     assert real == pytest.approx(many - few, rel=0.01 if method == "full" else 0.03)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("kind", [MistralConfig, Qwen2Config])
+def test_other_architectures_with_the_same_layers_keep_the_same(method: str, kind: type) -> None:
+    shape = config().to_dict()
+    for name in ("model_type", "architectures", "attention_bias", "mlp_bias", "head_dim"):
+        shape.pop(name, None)
+    small, large = (kind(**{**shape, "num_hidden_layers": layers}) for layers in (1, 3))
+    for each in (small, large):
+        each._attn_implementation = "sdpa"
+    real = kept(model(large, method), 2, 256) - kept(model(small, method), 2, 256)
+    forms = [
+        memory.training_bytes(each, method, rank=8, batch_size=2, seq_len=256) for each in (small, large)
+    ]
+    few, many = (parts["activations"] + parts["bf16 copies"] for parts in forms)
+    assert real == pytest.approx(many - few, rel=0.01 if method == "full" else 0.03)
+
+
+def test_an_architecture_that_keeps_other_things_is_refused_not_guessed() -> None:
+    with pytest.raises(InputError, match=r"memory of gpt2: no closed form.*llama, mistral, qwen2"):
+        memory.training_bytes(GPT2Config())
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
