@@ -189,7 +189,8 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
     if not rows:
         raise InputError(f"{folder}: this run held out no {split} rows; train with data.{split}: 0.1")
     model, tokenizer = models.load_run(folder)
-    encoded = prepare.encode(rows, splits.format, tokenizer, recipe.train.seq_len, splits.labels)
+    length, where = recipe.train.seq_len, str(splits.path)
+    encoded = prepare.encode(rows, splits.format, tokenizer, length, splits.labels, where=where)
     how: dict[str, Any] = {"progress": progress, "precision": recipe.train.precision}
     found = metrics(model, encoded, tokenizer, splits.format, **how)
     if splits.format == "label":

@@ -77,8 +77,11 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
             raise InputError(f"train.report_to: {logger} is not installed; python -m pip install {logger}")
     model, tokenizer = models.load(recipe, splits.labels)
     length = recipe.train.seq_len
-    train_rows = prepare.encode(splits.train, splits.format, tokenizer, length, splits.labels)
-    held_out = prepare.encode(splits.validation, splits.format, tokenizer, length, splits.labels)
+    prepare.check_length(model.config, length)
+    train_rows, held_out = (
+        prepare.encode(rows, splits.format, tokenizer, length, splits.labels, where=str(splits.path))
+        for rows in (splits.train, splits.validation)
+    )
     packed = recipe.train.packing and not is_label
     if packed:
         pack.check_packing(model)

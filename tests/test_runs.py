@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from ftdocs import assets, checkpoints, runs
 from ftdocs.cli import main
 from ftdocs.recipe import Recipe
-from ftdocs.train import Diverged, train
+from ftdocs.train import Diverged, learning_rate, steps, train
 
 WORDS = "river stone cloud amber falcon meadow copper lantern harbour willow saffron thunder".split()
 
@@ -84,7 +85,7 @@ def recipe_file(folder: Path, data: Path, model: object = "smollm2-135m-instruct
     path.write_text(
         json.dumps(
             {
-                "model": "smollm2-135m-instruct",
+                "model": str(model),
                 "data": {"path": data.name},
                 "train": settings,
                 "method": {"name": "lora", "rank": 2},
@@ -275,12 +276,135 @@ def test_a_loss_that_is_no_number_stops_the_run(job):
         )
 
 
-def test_packing_changes_the_batches_and_not_the_held_out_loss_before_training(job):
-    first = [
-        runs.read_metrics(train(Recipe.load(job, [f"train.packing={packing}"]), Path(packing)).run)[0]
+def test_packing_puts_more_tokens_into_a_step_and_changes_no_held_out_loss(job):
+    packed, padded = (
+        runs.read_metrics(
+            train(Recipe.load(job, [f"train.packing={packing}", "train.seq_len=256"]), Path(packing)).run
+        )
         for packing in ("true", "false")
-    ]
-    assert first[0]["eval_loss"] == first[1]["eval_loss"]
+    )
+    assert packed[0]["eval_loss"] == padded[0]["eval_loss"]
+    assert packed[1]["tokens"] > 1.3 * padded[1]["tokens"]
+
+
+def test_the_last_step_is_logged_whatever_log_every(job, capsys):
+    assert run("train", job, "--set", "train.log_every=10", "--json") == 0
+    assert math.isfinite(last_json(capsys.readouterr().out)["loss"])
+
+
+def test_a_loss_that_is_no_number_is_null_in_the_metrics(job):
+    settings = ["method.name=full", "train.learning_rate=1e30", "train.max_steps=6"]
+    with pytest.raises(Diverged):
+        train(Recipe.load(job, settings), Path("out"))
+    text = (Path("out") / runs.METRICS).read_text()
+    assert "NaN" not in text and "Infinity" not in text and '"loss": null' in text
+
+
+def test_a_kept_recipe_is_read_as_it_was_made(job, monkeypatch):
+    """Neither the environment of a later day nor a profile changes what a run says it was."""
+    content = json.loads(job.read_text())
+    job.write_text(json.dumps({**content, "profiles": {"smoke": {"train": {"max_steps": 1}}}}))
+    result = train(Recipe.load(job, ["train.max_steps=3"], "smoke"), Path("out"))
+    assert result.steps == 3
+    monkeypatch.setenv("FTDOCS_TRAIN__SEED", "7")
+    monkeypatch.setenv("FTDOCS_PROFILE", "smoke")
+    kept = runs.read_recipe(Path("out"))
+    assert kept.train.seed == 0 and kept.train.max_steps == 3 and not kept.profiles
+    assert str(Path.cwd()) not in (Path("out") / runs.RECIPE).read_text()
+    assert run("evaluate", "out") == 0
+
+
+def test_one_changed_answer_is_noticed_before_it_is_evaluated(job, capsys):
+    assert run("train", job, "--output", "out") == 0
+    Path("faq.jsonl").write_text(
+        Path("faq.jsonl").read_text().replace("follows river 0.", "FOLLOWS river 0!")
+    )
+    assert run("evaluate", "out") == 2
+    assert "data has changed" in capsys.readouterr().err
+
+
+def test_another_base_model_is_noticed(job, tiny_llama, capsys):
+    copy = Path("base")
+    shutil.copytree(tiny_llama, copy)
+    assert run("train", job, "--output", "out", "--set", "model=./base") == 0
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert run("evaluate", "out") == 2
+    assert "base model" in capsys.readouterr().err
+
+
+def test_the_words_about_an_unfinished_run_can_be_pasted(job, capsys):
+    process = command("train", job, "--set", "train.max_steps=20", "--output", "out")
+    wait_for_step(Path("out"), 5, process)
+    process.kill()
+    process.communicate()
+    assert run("evaluate", "out") == 2
+    words = capsys.readouterr().err.split("`")[1].split()
+    assert words[0] == "ftdocs" and run(*words[1:]) == 0
+    assert runs.read_result(Path("out")).steps == 20
+
+
+def test_epochs_count_every_batch_once(job):
+    recipe = Recipe.load(
+        job, ["train.max_steps=null", "train.epochs=2", "train.packing=false", "train.batch_size=8"]
+    )
+    assert steps(recipe, 33) == 10 and steps(recipe, 32) == 8
+    result = train(recipe, Path("out"))
+    assert result.steps == 2 * 4  # 32 training rows, eight a step
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "rate"), [("text", "lora", 1e-3), ("text", "full", 1e-4), ("label", "full", 5e-5)]
+)
+def test_a_rate_that_is_left_out_is_the_documented_one(kind, method, rate):
+    recipe = Recipe.model_validate({"model": "x", "data": {"path": "y"}, "method": {"name": method}})
+    assert learning_rate(recipe, kind) == rate
+
+
+def test_text_may_name_several_targets(job):
+    assert run("train", job, "--set", "method.targets=q_proj, v_proj", "--output", "out") == 0
+    saved = json.loads((Path("out") / "adapter/adapter_config.json").read_text())
+    assert set(saved["target_modules"]) == {"q_proj", "v_proj"}
+
+
+GOOD = "".join(json.dumps(row) + "\n" for row in rows("prompt"))
+LABELLED = "".join(json.dumps(row) + "\n" for row in rows("label"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (GOOD.replace('{"prompt": "What follows meadow 17', '{"prompt": What follows meadow 17', 1), "row"),
+        (GOOD.replace("completion", "answer"), "columns"),
+        (GOOD.replace('"completion": "The', '"completion": null, "x": "The', 1), "null"),
+        (GOOD.replace("river 0?", "river\\u0000 0?", 1), "NUL"),
+        ("", "no rows"),
+        (LABELLED.replace("storm", "calm"), "two classes"),
+        (json.dumps({"prompt": "word " * 400, "completion": "x"}) + "\n", "at least"),
+        (
+            "".join(
+                json.dumps({"prompt": f"{n} " + "word " * 400, "completion": "x"}) + "\n" for n in range(40)
+            ),
+            "masked",
+        ),
+        (GOOD.replace("{", '{"messages": [{"role": "wizard", "content": "x"}], ', 1), "row"),
+    ],
+    ids=["broken", "column", "null", "nul", "empty", "one-class", "too-few", "masked", "role"],
+)
+def test_bad_data_is_one_line_and_leaves_nothing(content, says, job, capsys):
+    Path("faq.jsonl").write_text(content)
+    assert run("train", job) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and says in err and "faq.jsonl" in err, err
+    assert not Path("runs/job").exists()
+
+
+def test_a_file_in_another_encoding_is_one_line(job, capsys):
+    Path("faq.jsonl").write_bytes(GOOD.replace("river", "r\xefver").encode("latin-1"))
+    assert run("train", job) == 2
+    assert "UTF-8" in capsys.readouterr().err.replace("utf-8", "UTF-8")
 
 
 @pytest.mark.parametrize(
@@ -292,6 +416,8 @@ def test_packing_changes_the_batches_and_not_the_held_out_loss_before_training(j
         (["train", "job.yaml", "--set", "data.name=docstring", "--set", "data.path=null"], "docstrings"),
         (["train", "job.yaml", "--set", "train.max_stepz=1"], "max_steps"),
         (["train", "job.yaml", "--set", "model=minilm"], "generate text"),
+        (["train", "job.yaml", "--set", "train.seq_len=100000"], "train.seq_len"),
+        (["train", "job.yaml", "--set", "train.report_to=[mlflow]"], "mlflow"),
         (["trian", "job.yaml"], "train"),
         (["evaluate", "nowhere"], "nowhere"),
         (["evaluate", "."], "not"),
@@ -317,7 +443,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(job, tmp_path):
     ):
         pytest.skip("a small file system can only be mounted as root")
     try:
-        process = command("train", job, "--output", small / "out")
+        whole = ("--set", "method.name=full")  # every weight is too much for it
+        process = command("train", job, *whole, "--output", small / "out")
         _, errors = process.communicate(timeout=60)
         assert (
             process.returncode == 2
@@ -325,7 +452,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(job, tmp_path):
             and "Traceback" not in errors
         )
         subprocess.run(["mount", "-o", "remount,size=300m", small], check=True)
-        process = command("train", job, "--output", small / "out", "--resume", "--json")
+        process = command("train", job, *whole, "--output", small / "out", "--resume", "--json")
         out, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
         subprocess.run(["mount", "-o", "remount,ro", small], check=True)
