@@ -18,7 +18,7 @@ from ftdocs.recipe import Recipe
 from ftdocs.train import arguments
 
 RECIPE = Path(__file__).parents[1] / "recipes/first-fine-tune.yaml"
-SEEDS = [0, 1, 2, 3, 4]
+SEEDS = [0, 1, 2]
 TOLERANCE = {"loss_before": 0.005, "loss_after": 0.02}  # another CPU rounds bfloat16 sums otherwise
 
 

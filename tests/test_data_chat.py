@@ -243,7 +243,8 @@ def test_inspect_shows_what_is_trained_with_and_without_colour(tmp_path):
     assert sample["pieces"][0]["text"].endswith(f"Count to {number}<|im_end|>\n<|im_start|>assistant\n")
     for colours in (None, "truecolor"):
         written = io.StringIO()
-        show(report, Console(file=written, width=200, color_system=colours, force_terminal=True))
+        # Without the environment: NO_COLOR, which some runners set, would decide instead.
+        show(report, Console(file=written, width=200, color_system=colours, force_terminal=True, _environ={}))
         assert "«one [two] three" in written.getvalue()
         assert ("\x1b[32m" in written.getvalue()) == (colours is not None)
 

@@ -255,7 +255,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(job):
     process = command("train", job, *settings, "--output", "out")
     wait_for_step(Path("out"), 2, process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1 and "--resume" in errors.splitlines()[-1] and "Traceback" not in errors
     saved = checkpoints.last_good(Path("out"))
     assert saved is not None and int(saved.name.split("-")[1]) >= 2
@@ -264,7 +264,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(job):
 def test_two_processes_cannot_write_one_run(job):
     with runs.hold(Path("out")):
         process = command("train", job, "--output", "out")
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 2 and "another process" in errors
 
 
@@ -445,7 +445,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(job, tmp_path):
     try:
         whole = ("--set", "method.name=full")  # every weight is too much for it
         process = command("train", job, *whole, "--output", small / "out")
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert (
             process.returncode == 2
             and "disk is full" in errors.splitlines()[-1]
@@ -453,11 +453,11 @@ def test_a_full_disk_is_one_line_and_loses_nothing(job, tmp_path):
         )
         subprocess.run(["mount", "-o", "remount,size=300m", small], check=True)
         process = command("train", job, *whole, "--output", small / "out", "--resume", "--json")
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         subprocess.run(["mount", "-o", "remount,ro", small], check=True)
         process = command("train", job, "--output", small / "other")
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 2 and "no permission" in errors
     finally:
         subprocess.run(["umount", small], check=True)
