@@ -30,7 +30,10 @@ def main() -> None:
     if not options.parse_args().check:
         RECORD.parent.mkdir(exist_ok=True)
         RECORD.write_text(json.dumps(measured(), indent=2) + "\n", encoding="utf-8")
-    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(RECORD.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        sys.exit("results/build.json is missing: after `nox -s docs` and `nox -s tests`, `nox -s readme` makes it")
     before = README.read_text(encoding="utf-8")
     head, _, rest = before.partition(BEGIN)
     after = head + BEGIN + sentence(record) + END + rest.partition(END)[2]
