@@ -616,7 +616,7 @@ def _labelled_reviews(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _articles(folder: Path) -> Iterator[dict[str, Any]]:
-    """Whole articles of WikiText's Parquet files, whose rows are lines, with the split that each came from.
+    """Whole articles of WikiText's Parquet files, whose rows are lines, with their title and split.
 
     Lines of one article in training and test would be a leak. An article begins at a heading of the first
     level, `` = Title = ``, after a blank line; its own headings are `` = = Part = = ``.
@@ -634,7 +634,8 @@ def _articles(folder: Path) -> Iterator[dict[str, Any]]:
                 articles[-1].append(line)
             before = line
         for lines in articles:
-            yield {"text": "".join(lines).strip("\n"), "split": path.name.split("-")[0]}
+            title = lines[0].strip().strip("= ")
+            yield {"text": "".join(lines).strip("\n"), "source": title, "split": path.name.split("-")[0]}
 
 
 def _source_archive_member(source: Sdist) -> bytes:
@@ -804,12 +805,12 @@ def _download(source: Hub, repo_type: str, commit: str, names: list[str], say: C
         enable_progress_bars,
         logging,
     )
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     shown, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
     logging.set_verbosity_error()
     # A terminal gets the bars even where the client's own are switched off, as `ftdocs` does for Transformers.
-    bars = {"tqdm_class": tqdm} if say is _say and sys.stderr.isatty() else {}
+    bars = tqdm if say is _say and sys.stderr.isatty() else None
     disable_progress_bars()
     try:
         huggingface_hub.snapshot_download(
@@ -819,7 +820,7 @@ def _download(source: Hub, repo_type: str, commit: str, names: list[str], say: C
             cache_dir=files.home() / "hub",
             allow_patterns=names,
             token=_token(),
-            **bars,
+            tqdm_class=bars,
         )
     finally:
         logging.set_verbosity(verbosity)

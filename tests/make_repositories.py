@@ -49,7 +49,7 @@ def tiny_wikitext(folder: Path) -> Path:
         lines = []
         for number in range(rows):
             sentence = " ".join(generator.choices(WORDS, k=20))
-            article = ["", f" = Title {number} = \n", f" {sentence} . \n"]
+            article = ["", f" = Title {split} {number} = \n", f" {sentence} . \n"]
             part = ["", f" = = Part {number} = = \n", f" {sentence} . \n"]
             lines.append((article + part)[number % 6])
         table = pyarrow.table({"text": lines})

@@ -253,6 +253,7 @@ def test_wikitext_and_gpt2_come_by_short_name(hub, tiny_gpt2_repo, tiny_wikitext
     assert len(rows) == (900 + 180 + 180) // 6  # articles, not lines
     assert all(row["text"].startswith(" = Title ") and row["text"].count(" = = ") == 2 for row in rows)
     assert all(row["text"].count("\n") == 3 for row in rows)
+    assert rows[0]["source"].startswith("Title ") and len({row["source"] for row in rows}) == len(rows)
     assert (Path(folder) / "config.json").exists()
 
 
