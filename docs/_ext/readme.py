@@ -33,7 +33,9 @@ def main() -> None:
     try:
         record = json.loads(RECORD.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        sys.exit("results/build.json is missing: after `nox -s docs` and `nox -s tests`, `nox -s readme` makes it")
+        sys.exit(
+            "results/build.json is missing: after `nox -s docs` and `nox -s tests`, `nox -s readme` makes it"
+        )
     before = README.read_text(encoding="utf-8")
     head, _, rest = before.partition(BEGIN)
     after = head + BEGIN + sentence(record) + END + rest.partition(END)[2]
