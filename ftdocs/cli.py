@@ -47,6 +47,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ftdocs: stopped", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package == "ftdocs":
+            raise
+        print(
+            f"ftdocs: {package} is not installed; `ftdocs doctor` shows the command that mends it",
+            file=sys.stderr,
+        )
+        return 2
     except Exception as error:
         if type(error).__name__ not in ("Interrupted", "Diverged"):
             raise

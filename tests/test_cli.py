@@ -115,3 +115,11 @@ def test_new_writes_no_recipe_that_cannot_be_read(monkeypatch, capsys, tmp_path)
     Path("faq.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
     assert "let the name end in .yaml" in refused(capsys, "new", "faq.jsonl", "--output", "job.json")
     assert not Path("job.json").exists()
+
+
+def test_training_without_pytorch_is_one_line(run_python, tmp_path):
+    recipe = tmp_path / "job.yaml"
+    recipe.write_text("model: minilm\ndata: {path: x.jsonl}\n")
+    done = run_python(WITHOUT, "train", str(recipe))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "torch is not installed" in done.stderr and "doctor" in done.stderr

@@ -4,6 +4,12 @@ import json
 import re
 from pathlib import Path
 
+from transformers import GPT2Config
+
+from ftdocs.data.prepare import check_length
+from ftdocs.memory import parameters
+from ftdocs.recipe import Recipe
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,3 +48,31 @@ print(json.dumps([type(model.base_model.model).__name__, len(splits.train), loss
     assert rows > 100 and after < before
     assert any("openai-community/gpt2" in path for path in hub.requests)
     assert any("Salesforce/wikitext" in path for path in hub.requests)
+
+
+def test_the_gpu_size_is_the_published_model_and_its_thinned_copy_trains(
+    hub, tiny_gpt2_repo, tiny_wikitext_repo, run_python
+):
+    """What of the gpu size can be checked without a GPU: the recipe, the full shape, a step of a thin model."""
+    recipe = Recipe.load(ROOT / "recipes/first-fine-tune.yaml", profile="gpu")
+    assert (recipe.model, recipe.data.name, recipe.method.name) == ("gpt2", "wikitext-2", "full")
+    config = GPT2Config()  # the defaults are those of openai-community/gpt2
+    check_length(config, recipe.train.seq_len)
+    assert parameters(config) == 124_439_808  # 124M, as published
+
+    hub.add("openai-community/gpt2", tiny_gpt2_repo)
+    hub.add("Salesforce/wikitext", tiny_wikitext_repo, kind="dataset")
+    script = f"""
+import json, tempfile
+from pathlib import Path
+from ftdocs.recipe import Recipe
+from ftdocs.train import train
+thin = ["train.max_steps=3", "train.seq_len=64", "data.validation=0.1", "data.test=0.1"]
+recipe = Recipe.load({str(ROOT / "recipes/first-fine-tune.yaml")!r}, thin, "gpu")
+result = train(recipe, Path(tempfile.mkdtemp()) / "run")
+print(json.dumps([result.steps, sorted(path.name for path in result.run.iterdir())]))
+"""
+    done = run_python(script, HF_ENDPOINT=hub.url)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps, files = json.loads(done.stdout.splitlines()[-1])
+    assert steps == 3 and "model" in files and "adapter" not in files
