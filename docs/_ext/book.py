@@ -177,6 +177,7 @@ class Status(SphinxDirective):
 
 def status(root: Path, runs: list[Run]) -> list[str]:
     """The status page as Markdown: a summary, then titles and tables in turn."""
+    runs = [run for run in runs if run.fences]  # pages of prose have nothing to verify
     fences = [fence for run in runs for fence in run.fences]
     kinds = ("executed", "validated", "output", "exempt")
     counted = {kind: sum(fence.status == kind for fence in fences) for kind in kinds}
