@@ -123,7 +123,11 @@ def parser() -> Parser:
     it = verb("train", train, "fine-tune as a recipe says")
     it.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     it.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.max_steps=20"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="instead of the recipe's value, such as train.max_steps=20; may be given several times",
     )
     it.add_argument("--output", type=Path, metavar="DIR", help="the run's folder; runs/NAME when left out")
     it.add_argument("--resume", action="store_true", help="go on with an unfinished run")
@@ -227,7 +231,10 @@ def train(options: argparse.Namespace) -> None:
     from ftdocs.train import train as run
 
     output = options.output or Path("runs") / options.recipe.stem
+    before = runs.state(output)
     result = run(recipe, output, resume=options.resume, progress=not options.json)
+    if before == "finished":
+        print(f"ftdocs: {output} was trained already with this recipe; nothing was done", file=sys.stderr)
     if options.json:
         return print_json({**vars(result), "run": str(result.run)})
     print((result.run / runs.CARD).read_text().split("---\n", 2)[2].strip())

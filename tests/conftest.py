@@ -50,7 +50,9 @@ def start_python(tmp_path: Path) -> Callable[..., subprocess.Popen]:
     """
 
     def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "FTDOCS_"))}
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "FTDOCS_", "TQDM_"))
+        }
         own = {"FTDOCS_HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "hf")}
         return subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
