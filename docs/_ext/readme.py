@@ -32,13 +32,11 @@ def main() -> None:
         RECORD.write_text(json.dumps(measured(), indent=2) + "\n", encoding="utf-8")
     try:
         record = json.loads(RECORD.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        sys.exit(
-            "results/build.json is missing: after `nox -s docs` and `nox -s tests`, `nox -s readme` makes it"
-        )
+    except FileNotFoundError:  # not measured yet, so the README must say nothing of it
+        record = None
     before = README.read_text(encoding="utf-8")
     head, _, rest = before.partition(BEGIN)
-    after = head + BEGIN + sentence(record) + END + rest.partition(END)[2]
+    after = head + BEGIN + (sentence(record) if record else "") + END + rest.partition(END)[2]
     if options.parse_args().check:
         if after != before:
             sys.exit("README.md does not say what results/build.json says: run `nox -s readme`")
