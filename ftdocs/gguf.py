@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tokenizers import pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
@@ -44,10 +45,13 @@ def load(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     folder, file = str(path.parent), path.name
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+            # Read once and handed on: each reader would go through the file's whole vocabulary again.
+            config = AutoConfig.from_pretrained(folder, gguf_file=file)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file, config=config)
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 gguf_file=file,
+                config=config,
                 dtype=torch.bfloat16,
                 # Without this the weights stay packed in GGUF blocks, which cannot be trained.
                 quantization_config=GgufConfig(dequantize=True),

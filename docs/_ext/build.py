@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +26,8 @@ from links import broken  # noqa: E402
 from sphinx.cmd.build import build_main  # noqa: E402
 from verified import write, write_gpu  # noqa: E402
 
-from ftdocs import files, hardware  # noqa: E402
+import ftdocs  # noqa: E402
+from ftdocs import assets, files, hardware  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,6 +64,7 @@ def report(runs: list[Run], further: Sequence[str] = ()) -> int:
 def build(book: Book, execute_only: bool) -> int:
     """Run the pages, make the site, check it; the exit code."""
     started = time.monotonic()
+    make_assets(book)
     runs = execute(book, pages(book.root))
     fill_cache(book, runs)
     ran = time.monotonic() - started
@@ -78,6 +81,30 @@ def build(book: Book, execute_only: bool) -> int:
         write_gpu(book, runs)
     times(book, runs, ran, time.monotonic() - started)
     return 0
+
+
+def make_assets(book: Book) -> None:
+    """Make the models and data that installed packages carry, side by side; pages would make them one by one.
+
+    What goes wrong here is left to the page that asks for it, which says so as a reader would see it.
+    """
+    missing = [
+        asset.name
+        for asset in assets.catalogue()
+        if asset.name in assets.local_names() and not asset.cached()
+    ]
+    if not missing or book.package != Path(ftdocs.__file__).parent:
+        return
+    started = time.monotonic()
+    command = [sys.executable, "-m", "ftdocs.cli", "pull"]
+    quiet = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
+    }
+    for job in [subprocess.Popen([*command, asset], **quiet) for asset in missing]:
+        job.wait()
+    print(f"made {', '.join(missing)}: {time.monotonic() - started:.1f} s", flush=True)
 
 
 def execute(book: Book, paths: list[Path]) -> list[Run]:
