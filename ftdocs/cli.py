@@ -243,6 +243,9 @@ def train(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a run."""
+    from ftdocs import runs
+
+    runs.read_result(options.run)  # a folder that is no run is refused before torch is loaded
     from ftdocs.evaluate import evaluate_run
 
     outcome = evaluate_run(options.run, progress=not options.json)

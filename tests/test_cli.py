@@ -18,6 +18,14 @@ from ftdocs.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 
+SLOW = """
+import sys
+from ftdocs.cli import main
+code = main(sys.argv[1:])
+print("slow modules:", [name for name in ("torch", "transformers", "datasets") if name in sys.modules])
+sys.exit(code)
+"""
+
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line with which a command refuses wrong input."""
@@ -115,6 +123,29 @@ def test_new_writes_no_recipe_that_cannot_be_read(monkeypatch, capsys, tmp_path)
     Path("faq.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
     assert "let the name end in .yaml" in refused(capsys, "new", "faq.jsonl", "--output", "job.json")
     assert not Path("job.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("new faq.csv", 0),
+        ("new nowhere.csv", 2),
+        ("data inspect nowhere.csv", 2),
+        ("data inspect bad.csv", 2),
+        ("train faq.csv", 2),
+        ("evaluate faq.csv", 2),
+    ],
+)
+def test_what_needs_no_model_imports_no_torch(arguments, code, run_python, tmp_path):
+    (tmp_path / "faq.csv").write_text("text\n" + "".join(f"text {n}\n" for n in range(9)))
+    (tmp_path / "bad.csv").write_text("words\nx\n")
+    verb = arguments.replace("faq.csv", str(tmp_path / "faq.csv")).replace(
+        "bad.csv", str(tmp_path / "bad.csv")
+    )
+    output = ("--output", str(tmp_path / "job.yaml")) if arguments.startswith("new") else ()
+    done = run_python(SLOW, *verb.split(), *output)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "slow modules: []"
 
 
 def test_training_without_pytorch_is_one_line(run_python, tmp_path):

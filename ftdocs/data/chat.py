@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from ftdocs.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
 Message = dict[str, str]
@@ -45,7 +47,7 @@ def as_prompt(row: Row) -> tuple[str, str]:
     return wording.format(instruction=row["instruction"], input=row.get("input")), row["output"]
 
 
-def render(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
+def render(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, list[Span]]:
     """The text that the model sees for a row, and the spans of characters in it to train on.
 
     With a chat template each assistant turn is trained from its first character up to and with the
@@ -66,13 +68,15 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span
 
 
 def render_messages(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], reply_next: bool = False
+    tokenizer: "PreTrainedTokenizerBase", messages: list[Message], reply_next: bool = False
 ) -> str:
     """The conversation as its chat template writes it; ``reply_next`` ends it with the head of a reply."""
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_next)
 
 
-def assistant_span(tokenizer: PreTrainedTokenizerBase, messages: list[Message], turn: int, text: str) -> Span:
+def assistant_span(
+    tokenizer: "PreTrainedTokenizerBase", messages: list[Message], turn: int, text: str
+) -> Span:
     """Where message ``turn`` and its end-of-turn token stand in ``text``, the whole conversation.
 
     The template also writes the conversation up to the reply, and up to and with it. Where the whole
@@ -91,7 +95,7 @@ def assistant_span(tokenizer: PreTrainedTokenizerBase, messages: list[Message], 
     return len(before), len(through.rstrip())
 
 
-def encode_chat(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator[Row]:
+def encode_chat(rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Row]:
     """Yield ``{"input_ids", "labels", "row"}`` of each row, whole: nothing is cut here.
 
     Each text is tokenised once, as a whole, so the tokens at the border of a prompt are those of the
@@ -112,7 +116,7 @@ def encode_chat(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Iterator
 
 
 def _encode_rendered(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase
+    rows: list[Row], tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[tuple[list[int], list[int]]]:
     rendered = [_naming_row(row, lambda row: render(row, tokenizer)) for row in rows]
     encoded = tokenizer(
@@ -141,7 +145,7 @@ def mask(ids: list[int], offsets: list[Span], spans: list[Span]) -> list[int]:
 
 
 def _encode_marked(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase
+    rows: list[Row], tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[tuple[list[int], list[int]]]:
     """The same for a template that marks the replies itself with ``{% generation %}``.
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ftdocs.assets import model_path
 from ftdocs.data.chat import IGNORED
 from ftdocs.data.prepare import encode, load_splits
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from ftdocs.recipe import Recipe
 
 Row = dict[str, Any]
@@ -30,6 +31,8 @@ def inspect(recipe: "Recipe", samples: int = 3) -> dict[str, Any]:
     number in the file and ``pieces`` of ``{"text", "trained"}``.
     """
     splits = load_splits(recipe.data, recipe.train.seed)
+    from transformers import AutoTokenizer  # after the data was found to be good: it takes seconds
+
     tokenizer = AutoTokenizer.from_pretrained(model_path(recipe.model))
     rows = encode(splits.train, splits.format, tokenizer, WHOLE, splits.labels, where=str(splits.path))
     report = {
@@ -74,7 +77,7 @@ def after_cutting(rows: list[Row], format: str, seq_len: int) -> dict[str, Any]:
     return report | {"truncated": longer, "dropped": trained.count(0)}
 
 
-def pieces(row: Row, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> list[dict[str, Any]]:
+def pieces(row: Row, tokenizer: "PreTrainedTokenizerBase", seq_len: int) -> list[dict[str, Any]]:
     """The first ``seq_len`` tokens of a row as text again, in runs that are trained and runs that are not."""
     ids = row["input_ids"][:seq_len]
     labels = [IGNORED] * len(ids) if "label" in row else row["labels"][:seq_len]

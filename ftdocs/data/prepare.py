@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-
 from ftdocs.assets import data_path
 from ftdocs.data.chat import IGNORED, encode_chat
 from ftdocs.data.clean import clean_row, deduplicate, prompt_key, text_key
@@ -16,7 +14,9 @@ from ftdocs.data.read import read_rows
 from ftdocs.data.split import split
 from ftdocs.errors import InputError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # reading and checking rows needs no transformers, which takes seconds to import
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
     from ftdocs.recipe import Data
 
 Row = dict[str, Any]
@@ -134,7 +134,7 @@ def contradictions(rows: list[Row]) -> int:
     return sum(len(names) > 1 for names in labels.values())
 
 
-def check_length(config: PreTrainedConfig, seq_len: int) -> None:
+def check_length(config: "PreTrainedConfig", seq_len: int) -> None:
     """Raise :class:`InputError` where ``seq_len`` tokens are more than the model has positions for.
 
     Learned positions (BERT, GPT-2) end with an index error there. Rotary ones (LLaMA) go on, but at angles that
@@ -154,7 +154,7 @@ def check_length(config: PreTrainedConfig, seq_len: int) -> None:
 def encode(
     rows: list[Row],
     format: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     seq_len: int,
     labels: list[str] | None = None,
     where: str = "",
@@ -198,7 +198,7 @@ def encode(
     return result
 
 
-def encode_text(rows: list[Row], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Iterator[Row]:
+def encode_text(rows: list[Row], tokenizer: "PreTrainedTokenizerBase", seq_len: int) -> Iterator[Row]:
     """Each document's tokens and an end of sequence, in pieces of at most ``seq_len``.
 
     A piece begins with the last token of the one before, as context that is not trained again. So
@@ -215,7 +215,7 @@ def encode_text(rows: list[Row], tokenizer: PreTrainedTokenizerBase, seq_len: in
 
 
 def encode_labelled(
-    rows: list[Row], tokenizer: PreTrainedTokenizerBase, seq_len: int, labels: list[str]
+    rows: list[Row], tokenizer: "PreTrainedTokenizerBase", seq_len: int, labels: list[str]
 ) -> Encoded:
     """Token ids, cut at ``seq_len`` with the tokenizer's special tokens kept, and the index of the label."""
     index = {name: number for number, name in enumerate(labels)}

@@ -6,10 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow
-import pyarrow.parquet
-
 from ftdocs.errors import InputError
 
 Row = dict[str, Any]
@@ -210,6 +206,8 @@ def _csv_records(path: Path, records: Iterable[list[str]]) -> Iterator[list[str]
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """The rows of a Parquet file, read a batch of rows at a time."""
+    import pyarrow.parquet  # here, as other kinds of file do not need it
+
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -225,6 +223,9 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 def read_dataset(path: Path) -> Iterator[Row]:
     """A dataset that ``save_to_disk`` wrote, or the ``train`` split of a dictionary of them."""
+    import datasets
+    import pyarrow
+
     try:
         loaded = datasets.load_from_disk(str(path))
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
