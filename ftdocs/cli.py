@@ -27,6 +27,8 @@ class Parser(argparse.ArgumentParser):
             choices = message.split("(choose from ")[1].rstrip(")").replace("'", "").split(", ")
             near = difflib.get_close_matches(given, choices, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
+            if len(choices) == 1 and Path(given).suffix:  # ftdocs data x.csv
+                hint = f"did you mean `{self.prog} {choices[0]} {given}`?"
             message = f"{given}: no such command; {hint}"
         raise InputError(f"{message}; see {self.prog} --help")
 
@@ -196,7 +198,9 @@ def new(options: argparse.Namespace) -> None:
     """Write a recipe."""
     from ftdocs.new import write_recipe
 
-    written = write_recipe(options.data, options.output)
+    written, note = write_recipe(options.data, options.output)
+    if note:
+        print(f"ftdocs: {note}", file=sys.stderr)
     if options.json:
         return print_json({"recipe": str(written)})
     print(f"wrote {written}; read it, then: ftdocs train {written}")
@@ -208,8 +212,8 @@ def inspect_data(options: argparse.Namespace) -> None:
         raise InputError(f"--samples {options.samples}: must be 0 or more")
     from rich.console import Console
 
-    from ftdocs import recipe as recipes
     from ftdocs.data import inspect
+    from ftdocs.new import first_recipe
 
     if options.recipe:
         recipe = load_recipe(options.recipe, [])
@@ -217,7 +221,7 @@ def inspect_data(options: argparse.Namespace) -> None:
             update={"data": recipe.data.model_copy(update={"path": options.data, "name": None})}
         )
     else:
-        recipe = recipes.Recipe(model="smollm2-135m-instruct", data=recipes.Data(path=options.data))
+        recipe = first_recipe(options.data)
     report = inspect.inspect(recipe, samples=options.samples)
     if options.json:
         return print_json(report)

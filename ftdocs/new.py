@@ -5,17 +5,20 @@ import os
 import re
 import shlex
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 from ftdocs import files
 from ftdocs.data import prepare
+from ftdocs.data.formats import ALSO_CALLED, recognise, unused_columns
+from ftdocs.data.read import read_rows, reader
 from ftdocs.errors import InputError
-from ftdocs.recipe import Data, Recipe
+from ftdocs.recipe import Data, Recipe, Train
 
 TEMPLATE = """\
-# Written by `ftdocs new` after a look at {name}: {rows} rows{duplicates}, format {format}{labels}.
+# Written by `ftdocs new` after a look at {name}: {rows} rows{duplicates}, format {format}{labels}{unused}.
 # What will be trained on:  ftdocs data inspect {argument} --recipe {recipe}
 # Train:                    ftdocs train {recipe}
 model: {model:<22}  # {model_note}
@@ -37,7 +40,7 @@ profiles:                      # FTDOCS_PROFILE=smoke tries the recipe in second
   smoke: {{data: {{limit: 64}}, train: {{max_steps: 2, batch_size: 2, seq_len: 128}}}}
 """
 PLAIN = re.compile(r"(\.\./)*[^\W\d][\w./ -]*")  # needs no quotes in YAML, if it is not a word such as `true`
-SHOWN = 6  # class names in the recipe's first line
+SHOWN = 6  # names of classes or columns in one line
 STEPS = 40  # a small file is passed over again until there are about so many optimiser steps
 FORMAT_NOTES = {
     "messages": "chats: only the assistant's words and its end-of-turn token are trained",
@@ -48,24 +51,28 @@ FORMAT_NOTES = {
 }
 
 
-def write_recipe(data_file: Path, output: Path | None = None) -> Path:
+def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str]:
     """Write a recipe for ``data_file`` (to ``NAME.yaml`` in the working folder when ``output`` is left out).
 
     The whole file is read and checked first, so a broken row is found now and not after a night.
 
+    Returns:
+        The recipe's path, and a note on the columns that it does not use ("" where it uses all).
+
     Raises:
         InputError: the data cannot be used, ``output`` is no YAML file, or is there already (it is not overwritten).
     """
+    reader(data_file)  # refuses what is no data file
     target = output or Path(f"{data_file.name.split('.')[0]}.yaml")
     if target.suffix.lower() not in (".yaml", ".yml"):
         raise InputError(f"{target}: the recipe is written as YAML; let the name end in .yaml")
     if target.exists():
         raise InputError(f"{target}: exists; choose another name with --output, or remove it")
-    if not data_file.exists():
-        raise InputError(f"{data_file}: no such file or folder")
     share = 0.1
     splits = prepare.load_splits(Data(path=data_file, validation=share, test=share), seed=0)
+    unused = unused_columns(read_rows(data_file), splits.format)
     is_label = splits.format == "label"
+    model, seq_len = model_and_length(splits.format)
     rows = sum(len(part) for part in (splits.train, splits.validation, splits.test))
     dropped = splits.report["duplicates"]
     # A path that starts from the recipe's own folder goes on working when both are moved together.
@@ -76,17 +83,18 @@ def write_recipe(data_file: Path, output: Path | None = None) -> Path:
         duplicates=f" ({dropped} repeated ones left out)" if dropped else "",
         format=splits.format,
         format_note=FORMAT_NOTES[splits.format],
-        labels=f" with {classes(splits.labels)}" if splits.labels else "",
+        labels=f" with {len(splits.labels)} classes: {listed(splits.labels)}" if splits.labels else "",
+        unused=f"; not used: {listed(unused)}" if unused else "",
         argument=one_line(shlex.quote(str(data_file))),
         recipe=one_line(shlex.quote(str(target))),
-        model="minilm" if is_label else "smollm2-135m-instruct",
+        model=model,
         model_note="a small BERT" if is_label else "a small LLaMA",
         data=scalar(relative),
         share=share,
         method="full                   # every weight; lora trains small adapters"
         if is_label
         else "lora\n  rank: 8\n  targets: all-linear",
-        seq_len=256 if is_label else 512,
+        seq_len=seq_len,
         longer="longer texts are split, nothing is lost"
         if splits.format == "text"
         else "longer rows are cut",
@@ -99,7 +107,37 @@ def write_recipe(data_file: Path, output: Path | None = None) -> Path:
         Recipe.load(trial, environment=False)
     with files.explain_write_errors(target):
         files.write_atomic(target, text)
-    return target
+    return target, about_unused(data_file, splits.format, unused)
+
+
+def model_and_length(format: str) -> tuple[str, int]:
+    """The model that a first recipe trains rows of this format with, and the tokens of a sequence."""
+    return ("minilm", 256) if format == "label" else ("smollm2-135m-instruct", 512)
+
+
+def first_recipe(data_file: Path) -> Recipe:
+    """The model, lengths and splits that :func:`write_recipe` chooses, after a look at the first row alone.
+
+    Raises:
+        InputError: the file or its first row cannot be read, or its columns are no known set.
+    """
+    row = next(read_rows(data_file))
+    model, seq_len = model_and_length(recognise(row, f"{data_file}, row {row['row']}"))
+    return Recipe(model=model, data=Data(path=data_file), train=Train(seq_len=seq_len))
+
+
+def about_unused(data_file: Path, format: str, unused: dict[str, int]) -> str:
+    """One line on the columns that a format does not use, with advice where one looks like a label."""
+    if not unused:
+        return ""
+    note = f"{one_line(str(data_file))}: columns that format {format} does not use: {listed(unused)}"
+    likely = sorted(filter(unused.get, unused), key=lambda name: name.lower() not in ALSO_CALLED["label"])
+    if format != "text" or not likely:
+        return note
+    return (
+        f"{note}; {one_line(likely[0])} has {unused[likely[0]]} different values:"
+        " rename it to label for a classifier"
+    )
 
 
 def scalar(text: str) -> str:
@@ -110,11 +148,10 @@ def scalar(text: str) -> str:
     return yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=True).strip()
 
 
-def classes(names: list[str]) -> str:
-    """The first class names, and how many there are."""
-    shown = [one_line(name if len(name) <= 30 else f"{name[:29]}…") for name in names[:SHOWN]]
-    more = ", …" if len(names) > SHOWN else ""
-    return f"{len(names)} classes: {', '.join(shown)}{more}"
+def listed(names: Iterable[str]) -> str:
+    """The first names of classes or columns, cut short where they are long, within one line."""
+    shown = [one_line(name if len(name) <= 30 else f"{name[:29]}…") for name in names]
+    return ", ".join(shown[:SHOWN] + ["…"] * (len(shown) > SHOWN))
 
 
 def one_line(text: str) -> str:

@@ -24,6 +24,7 @@ from pydantic import (
 from ftdocs.errors import InputError
 
 Profile = Literal["smoke", "cpu", "gpu"]
+DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # endings that a recipe never has
 PROFILES: tuple[Profile, ...] = ("smoke", "cpu", "gpu")
 
 
@@ -218,6 +219,8 @@ class Secrets(BaseModel):
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a .yaml, .yml, .json or .py recipe into a plain dictionary, without judging its keys."""
+    if path.suffix.lower() in DATA and path.exists():
+        raise InputError(f"{path}: is data, not a recipe; write a recipe for it: ftdocs new {path}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -238,6 +241,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: brackets within brackets without end; a recipe is two levels deep"
         ) from None
+    if path.suffix.lower() == ".json" and isinstance(raw, list) and raw:
+        raise InputError(f"{path}: is data, not a recipe; write a recipe for it: ftdocs new {path}")
     if not isinstance(raw, dict):
         raise InputError(f"{path}: holds no keys; a recipe needs at least `model:` and `data:`")
     return raw

@@ -189,6 +189,10 @@ def read_result(folder: Path) -> Result:
     Raises:
         InputError: there is no finished run.
     """
+    if folder.is_file() or (folder.suffix in (".yaml", ".yml") and not folder.exists()):
+        made = Path("runs") / folder.stem
+        mend = f"did you mean {made}?" if made.is_dir() else "`ftdocs train RECIPE.yaml` makes one"
+        raise InputError(f"{folder}: a run's folder is wanted, not a file; {mend}")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such run; `ftdocs train RECIPE.yaml` makes one")
     if state(folder) != "finished":

@@ -125,6 +125,70 @@ def test_new_writes_no_recipe_that_cannot_be_read(monkeypatch, capsys, tmp_path)
     assert not Path("job.json").exists()
 
 
+def labelled_by(column: str) -> None:
+    """A file reviews.csv of 40 rows: id, text, and a column of two values."""
+    with open("reviews.csv", "w", newline="") as file:
+        csv.writer(file).writerow(["id", "text", column])
+        csv.writer(file).writerows([n, f"text {n}", ["good", "bad"][n % 2]] for n in range(40))
+
+
+def test_new_says_which_columns_it_leaves_and_which_may_be_the_label(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    labelled_by("sentiment")
+    assert main(["new", "reviews.csv", "--json"]) == 0
+    out, note = capsys.readouterr()
+    assert json.loads(out) == {"recipe": "reviews.yaml"}
+    assert (
+        note.count("\n") == 1 and "reviews.csv: columns that format text does not use: id, sentiment;" in note
+    )
+    assert "sentiment has 2 different values: rename it to label" in note
+    first = Path("reviews.yaml").read_text().splitlines()[0]
+    assert first.endswith("format text; not used: id, sentiment.")
+    labelled_by("label")
+    assert main(["new", "reviews.csv", "--output", "label.yaml"]) == 0
+    note = capsys.readouterr().err
+    assert "format label does not use: id\n" in note and "rename" not in note
+    assert Path("label.yaml").read_text().splitlines()[0].endswith("classes: bad, good; not used: id.")
+
+
+@pytest.mark.parametrize("column", ["label", "sentiment"])
+def test_inspect_looks_through_the_model_that_new_chooses(column, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    labelled_by(column)
+    assert main(["data", "inspect", "reviews.csv", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main(["new", "reviews.csv"]) == 0
+    monkeypatch.setenv("FTDOCS_PROFILE", "cpu")
+    capsys.readouterr()
+    assert main(["data", "inspect", "reviews.csv", "--recipe", "reviews.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == plain
+    assert (plain["model"] == "minilm") == (column == "label")
+    assert plain["ignored"] == (["id"] if column == "label" else ["id", "sentiment"])
+    assert main(["data", "inspect", "reviews.csv"]) == 0
+    assert f"ignored {' '.join(plain['ignored'])}" in " ".join(
+        capsys.readouterr().out.replace(",", "").split()
+    )
+
+
+def test_a_file_given_to_the_wrong_command_names_the_right_one(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    labelled_by("label")
+    Path("reviews.yaml").write_text("model: minilm\ndata: {path: reviews.csv}\n")
+    assert "is data, not a recipe; write a recipe for it: ftdocs new reviews.csv" in refused(
+        capsys, "train", "reviews.csv"
+    )
+    assert "did you mean `ftdocs data inspect reviews.csv`?" in refused(capsys, "data", "reviews.csv")
+    for verb in (["new"], ["data", "inspect"]):
+        line = refused(capsys, *verb, "reviews.yaml")
+        assert "is a recipe, not data; train with it: ftdocs train reviews.yaml" in line
+    assert "did you mean reviews.csv?" in refused(capsys, "new", "review.csv")
+    assert "a run's folder is wanted, not a file; `ftdocs train" in refused(
+        capsys, "evaluate", "reviews.yaml"
+    )
+    Path("runs/reviews").mkdir(parents=True)
+    assert "wanted, not a file; did you mean runs/reviews?" in refused(capsys, "evaluate", "reviews.yaml")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

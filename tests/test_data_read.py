@@ -8,8 +8,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ftdocs import recipe
+from ftdocs.data.formats import recognise, renaming, unused_columns
 from ftdocs.data.prepare import checked_rows, load_splits
-from ftdocs.data.read import read_rows
+from ftdocs.data.read import READERS, read_rows
 from ftdocs.errors import InputError
 from ftdocs.recipe import Data
 
@@ -101,7 +103,9 @@ BAD_TEXT_FILES = [
     ("a.xlsx", b"x", r"cannot read \.xlsx; these work: \.jsonl"),
     ("a.md", b"x", "comes with a later version"),
     ("a", b"x", "a file without an ending"),
-    ("a.csv", b"question,answer\na,b\n", r"columns \(question, answer\) fit no format"),
+    ("a.csv", b"question,answer\na,b\n", r"\(question, answer\) are no known set; rename question to prompt and answer"),
+    ("a.csv", b"foo,bar\na,b\n", r"\(foo, bar\) are no known set; rename them to one of: messages \| prompt, compl"),
+    ("a.yaml", b"model: x\n", r"a\.yaml: is a recipe, not data; train with it: ftdocs train "),
     ("a.csv", b"prompt,completion,text\na,b,c\n", "fit several formats.*prompt, text"),
     ("a.csv", b"prompt,chosen,rejected\na,b,c\n", "preference pairs .* later version"),
     ("a.csv", b"text,label\na,good\nb,good\n", "every row has the label 'good'"),
@@ -185,6 +189,80 @@ def test_blank_lines_and_texts_are_passed_over_and_counted(tmp_path):
         4,
         5,
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "advice"),
+    [
+        ("question answer", "rename question to prompt and answer to completion"),
+        ("q a id", "rename q to prompt and a to completion"),
+        ("input output", "rename input to prompt and output to completion"),
+        ("prompt response", "rename response to completion"),
+        ("instruction input response", "rename response to output"),
+        ("sentence label", "rename sentence to text"),
+        ("review sentiment", "rename review to text and sentiment to label"),
+        ("Text Label", "rename Text to text and Label to label"),
+        ("id content", "rename content to text"),
+        ("Messages", "rename Messages to messages"),
+        ("foo bar", ""),
+        ("answer id", ""),
+    ],
+)
+def test_near_columns_are_named_and_the_renaming_works(columns, advice):
+    assert renaming(columns.split()) == advice
+    row = dict.fromkeys(columns.split(), "x")
+    with pytest.raises(InputError, match="no known set") as caught:
+        recognise(row)
+    assert "preference" not in str(caught.value)
+    assert advice in str(caught.value)
+    if advice:  # whoever follows it gets on
+        for pair in advice.removeprefix("rename ").split(" and "):
+            before, after = pair.split(" to ")
+            row[after] = row.pop(before)
+        recognise(row)
+
+
+LABEL_LIKE = [
+    ("sentiment", lambda n: ["good", "bad"][n % 2], 2),
+    ("stars", lambda n: n % 5, 5),
+    ("id", lambda n: n, 0),
+    ("pairs", lambda n: n // 2, 20),  # 40 rows of 20 values
+    ("one", lambda n: "same", 0),
+    ("source", lambda n: ["web", "book"][n % 2], 0),
+    ("gaps", lambda n: ["good", "bad", None][n % 3], 0),
+    ("score", lambda n: n % 2 / 2, 0),
+    ("tags", lambda n: [n % 2], 0),
+]
+
+
+@pytest.mark.parametrize(("column", "value", "classes"), LABEL_LIKE)
+def test_unused_columns_and_how_many_classes_they_could_be(column, value, classes):
+    rows = [{"row": n + 1, "text": f"t{n}", column: value(n)} for n in range(40)]
+    assert unused_columns(rows, "text") == {column: classes}
+    assert unused_columns(rows, "text", group=column) == {}
+    if column == "pairs":
+        assert unused_columns([*rows, {"row": 41, "text": "t", column: 99}], "text") == {column: 0}
+
+
+def test_what_a_format_uses_is_not_unused():
+    row = {"row": 1, "instruction": "a", "input": "b", "output": "c", "text": "d"}
+    assert list(unused_columns([row], "instruction")) == ["text"]
+    assert list(unused_columns([row], "text")) == ["instruction", "input", "output"]
+
+
+def test_the_nearest_file_is_named_and_no_other(tmp_path):
+    (tmp_path / "reviews.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "reviews.yaml").write_text("model: x\n")
+    for name in ("review.jsonl", "reviews.csv"):
+        with pytest.raises(InputError, match=r"no such file or folder; did you mean .*reviews\.jsonl\?"):
+            next(read_rows(tmp_path / name))
+    for path in (tmp_path / "faq.jsonl", tmp_path / "none" / "reviews.jsonl"):
+        with pytest.raises(InputError, match="no such file or folder; check the path"):
+            next(read_rows(path))
+
+
+def test_recipes_know_the_endings_of_data():
+    assert {*recipe.DATA, ".json"} == set(READERS)
 
 
 def test_our_own_row_numbers_are_no_group(tmp_path):

@@ -85,6 +85,7 @@ def test_broken_yaml_is_refused_with_its_line(write, text, words):
         ('{"model": "m",\n "data": }', "line 2: not valid JSON"),
         ('{"model": "m",\n}', "line 2: not valid JSON"),
         ("[]", "r.json: holds no keys"),
+        ('[{"text": "x"}]', "r.json: is data, not a recipe; write a recipe for it: ftdocs new r.json"),
         ('{"model": "m", "data": {"path": "a", "path": "b"}}', "`path` stands twice"),
         ('{"model": "m", "data": {"path": "a"}, "train": {"learning_rate": NaN}}', "must be a finite number"),
         ("[" * 100_000, "brackets within brackets"),

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from ftdocs.errors import InputError
@@ -17,6 +19,29 @@ COLUMNS = {
     "label": ("text", "label"),
     "preference": ("prompt", "chosen", "rejected"),
 }
+# What other files call these columns: for a hint, as nothing is renamed silently.
+ALSO_CALLED = {
+    "prompt": ("question", "q", "query", "input", "user", "human"),
+    "completion": ("answer", "a", "output", "response", "reply", "assistant"),
+    "output": ("answer", "response", "completion", "reply"),
+    "text": ("sentence", "review", "content", "comment", "document", "message", "tweet", "body"),
+    "label": ("sentiment", "category", "class", "target", "topic", "intent", "emotion", "labels"),
+}
+# Columns that say where a row is from: they repeat as a label does, and are none.
+ORIGINS = (
+    "source",
+    "origin",
+    "split",
+    "subset",
+    "dataset",
+    "file",
+    "path",
+    "url",
+    "language",
+    "lang",
+    "date",
+)
+MOST_CLASSES = 20  # a column with more different values is not taken for a label
 INTEGER = re.compile(r"-?[0-9]{1,18}")
 SHAREGPT = (
     "rename `conversations` to `messages`, and in it `from` to `role` (human: user, gpt: assistant) "
@@ -32,6 +57,8 @@ def recognise(row: Row, where: str = "the data") -> str:
     fitting = [name for name, columns in COLUMNS.items() if all(column in row for column in columns)]
     if "label" in fitting:
         fitting.remove("text")
+    if len(fitting) > 1 and "preference" in fitting:
+        fitting.remove("preference")  # it is refused later
     if len(fitting) == 1:
         return fitting[0]
     found = ", ".join(column for column in row if column != "row") or "none"
@@ -41,8 +68,55 @@ def recognise(row: Row, where: str = "the data") -> str:
         )
     if "conversations" in row:
         raise InputError(f"{where}: chat in the ShareGPT spelling; {SHAREGPT}")
-    wanted = "; ".join(f"{name}: {' + '.join(columns)}" for name, columns in COLUMNS.items())
-    raise InputError(f"{where}: columns ({found}) fit no format; rename them to one of: {wanted}")
+    known = " | ".join(", ".join(columns) for name, columns in COLUMNS.items() if name != "preference")
+    advice = renaming([column for column in row if column != "row"])
+    if advice:
+        raise InputError(f"{where}: columns ({found}) are no known set; {advice} (known sets: {known})")
+    raise InputError(f"{where}: columns ({found}) are no known set; rename them to one of: {known}")
+
+
+def renaming(columns: list[str]) -> str:
+    """Advice where the columns of a format only go by other names, such as question and answer, else ""."""
+    by_name = {column.lower(): column for column in columns}
+    for format in ("messages", "instruction", "prompt", "label", "text"):
+        found = {}
+        for wanted in COLUMNS[format]:
+            names = (wanted, *ALSO_CALLED.get(wanted, ()))
+            found[wanted] = next((by_name[name] for name in names if name in by_name), None)
+        if all(found.values()):
+            renamed = [f"{column} to {wanted}" for wanted, column in found.items() if column != wanted]
+            return f"rename {' and '.join(renamed)}"
+    return ""
+
+
+def unused_columns(rows: Iterable[Row], format: str, group: str | None = None) -> dict[str, int]:
+    """The columns that ``format`` leaves behind, in the file's order, and how many classes they could be.
+
+    The number of different values, where the column may be a label: every row has one, there are 2 to 20
+    different ones, and each occurs twice or more on average; else 0.
+    """
+    used = {"row", group, *COLUMNS[format], *(["input"] if format == "instruction" else [])}
+    values: dict[str, set[str]] = {}
+    filled: Counter[str] = Counter()
+    total = 0
+    for row in rows:
+        total += 1
+        for column in row:
+            if column in used:
+                continue
+            seen, value = values.setdefault(column, set()), row[column]
+            if isinstance(value, str | int) and str(value).strip():
+                filled[column] += 1
+                if len(seen) <= MOST_CLASSES:  # more need not be told apart, nor kept in memory
+                    seen.add(str(value).strip())
+    return {
+        column: len(seen)
+        if column.lower() not in ORIGINS
+        and filled[column] == total
+        and 2 <= len(seen) <= min(MOST_CLASSES, total // 2)
+        else 0
+        for column, seen in values.items()
+    }
 
 
 def check(row: Row, format: str, where: str) -> Row:

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from ftdocs.assets import model_path
 from ftdocs.data.chat import IGNORED
+from ftdocs.data.formats import unused_columns
 from ftdocs.data.prepare import encode, load_splits
+from ftdocs.data.read import read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,11 +26,11 @@ WHOLE = 2**30  # tokens: longer than any row, so that lengths are counted before
 def inspect(recipe: "Recipe", samples: int = 3) -> dict[str, Any]:
     """Look at a recipe's data through its model's tokenizer.
 
-    Returns what ``ftdocs data inspect --json`` prints: the counts of ``Splits.report``; ``tokens``, the
-    lengths of the training rows before they are cut (min, median, p95, max, total); ``trained``, the share of
-    the kept tokens that has a label; how many rows are ``truncated`` at ``seq_len``, cut into ``pieces``
-    (format text) and ``dropped`` as nothing trained is left of them; and ``samples``, each with the ``row``
-    number in the file and ``pieces`` of ``{"text", "trained"}``.
+    Returns what ``ftdocs data inspect --json`` prints: the counts of ``Splits.report``; ``ignored``, the columns
+    that are not used; ``tokens``, the lengths of the training rows before they are cut (min, median, p95, max,
+    total); ``trained``, the share of the kept tokens that has a label; how many rows are ``truncated`` at
+    ``seq_len``, cut into ``pieces`` (format text) and ``dropped`` as nothing trained is left of them; and
+    ``samples``, each with the ``row`` number in the file and ``pieces`` of ``{"text", "trained"}``.
     """
     splits = load_splits(recipe.data, recipe.train.seed)
     from transformers import AutoTokenizer  # after the data was found to be good: it takes seconds
@@ -38,6 +40,7 @@ def inspect(recipe: "Recipe", samples: int = 3) -> dict[str, Any]:
     report = {
         "data": str(splits.path),
         **splits.report,
+        "ignored": list(unused_columns(read_rows(splits.path), splits.format, recipe.data.group)),
         "model": recipe.model,
         "seq_len": recipe.train.seq_len,
     }
@@ -115,6 +118,8 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
     return (
         f"{value:,}" if isinstance(value, int) else f"{value:.1%}" if isinstance(value, float) else str(value)
     )

@@ -1,6 +1,7 @@
 """Read the rows of a data file, one at a time; each failure names the file, the row and the mend."""
 
 import csv
+import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,29 +22,44 @@ def read_rows(path: Path | str) -> Iterator[Row]:
     """
     path = Path(path)
     found = False
-    for row in _reader(path)(path):
+    for row in reader(path)(path):
         found = True
         yield row
     if not found:
         raise InputError(f"{path}: no rows in it; a data file needs at least one")
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[Row]]:
+def reader(path: Path) -> Callable[[Path], Iterator[Row]]:
+    """What reads a file or folder of this kind.
+
+    Raises:
+        InputError: there is none (the nearest name is suggested), or its kind is not known.
+    """
     if not path.exists():
-        raise InputError(
-            f"{path}: no such file or folder; check the path (relative paths start at the recipe)"
-        )
+        near = nearest(path)
+        mend = f"did you mean {near}?" if near else "check the path (in a recipe it starts from the recipe)"
+        raise InputError(f"{path}: no such file or folder; {mend}")
     if path.is_dir():
         return _folder_reader(path)
     ending = path.suffix.lower()
     if ending in READERS:
         return READERS[ending]
+    if ending in (".yaml", ".yml"):
+        raise InputError(f"{path}: is a recipe, not data; train with it: ftdocs train {path}")
     if ending in DOCUMENTS:
         raise InputError(f"{path}: training on documents ({ending}) comes with a later version; "
                          f"put the text into a JSONL file with a `text` field")  # fmt: skip
     raise InputError(
         f"{path}: cannot read {ending or 'a file without an ending'}; these work: {', '.join(READERS)}"
     )
+
+
+def nearest(path: Path) -> Path | None:
+    """The data file or folder beside ``path`` whose name is very like it, whatever the ending."""
+    others = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    stems = {other.stem: other for other in others if other.is_dir() or other.suffix.lower() in READERS}
+    near = difflib.get_close_matches(path.stem, stems, n=1)
+    return stems[near[0]] if near else None
 
 
 def _folder_reader(path: Path) -> Callable[[Path], Iterator[Row]]:
