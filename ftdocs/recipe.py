@@ -115,7 +115,7 @@ class Train(Section):
         None, ge=1, description="steps between validations; left out: before and after"
     )
     save_every: int | None = Field(
-        None, ge=1, description="steps between checkpoints; left out: ten in a run"
+        None, ge=1, description="steps between checkpoints; left out: one every two minutes"
     )
     engine: Literal["trainer"] = Field("trainer", description="what runs the steps: transformers.Trainer")
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(

@@ -25,6 +25,8 @@ from ftdocs.methods.full import train_all
 from ftdocs.methods.lora import add_lora
 from ftdocs.recipe import Recipe
 
+SAVE_SECONDS = 120.0  # between checkpoints, where the recipe does not count them in steps
+
 
 class Interrupted(Exception):
     """The user stopped the run; its message says at which step, and how to go on."""
@@ -57,14 +59,14 @@ def train(
     with runs.hold(folder), files.explain_write_errors(folder):
         match runs.state(folder):
             case "finished":
-                runs.check_same(folder, prints)
+                runs.check_same(folder, recipe, prints)
                 return runs.read_result(folder)
             case "unfinished" if not resume and output is not None:
                 raise InputError(
                     f"{folder}: holds an unfinished run; add --resume to go on, or choose another --output"
                 )
             case "unfinished":
-                runs.check_same(folder, prints, resume=True)
+                runs.check_same(folder, recipe, prints, resume=True)
         return fit(recipe, folder, prints, progress)
 
 
@@ -102,16 +104,22 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     else:
         runs.go_on(folder, recipe, prints)
     majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
-    saved = {"rows": splits.numbers(), "labels": splits.labels, "majority": majority}
+    saved = {
+        "format": splits.format,
+        "rows": splits.numbers(),
+        "labels": splits.labels,
+        "majority": majority,
+    }
     files.write_atomic(folder / runs.SPLITS, json.dumps(saved) + "\n")
 
-    record = Record(folder, last, progress)
+    total = steps(recipe, len(train_rows))
+    record = Record(folder, last, by_the_clock=save_steps(recipe, total) is None, progress=progress)
     trainer = CountingTrainer(
         model=trainable,
         args=arguments(
             recipe,
             folder,
-            steps(recipe, len(train_rows)),
+            total,
             validates=bool(held_out),
             resumed=bool(last),
             kind=splits.format,
@@ -146,11 +154,20 @@ def steps(recipe: Recipe, sequences: int) -> int:
     """Optimiser steps of the run; the last, smaller batch of an epoch counts."""
     if recipe.train.max_steps:
         return recipe.train.max_steps
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate launch
     # One process that sees several GPUs gives each a micro-batch (Trainer's DataParallel).
-    devices = processes if processes > 1 else max(1, torch.cuda.device_count())
+    devices = processes() if processes() > 1 else max(1, torch.cuda.device_count())
     batches = math.ceil(sequences / (recipe.train.batch_size * devices))
     return max(1, math.ceil(recipe.train.epochs * math.ceil(batches / recipe.train.accumulation)))
+
+
+def processes() -> int:
+    """How many processes train together, as torchrun and accelerate launch say it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def save_steps(recipe: Recipe, total: int) -> int | None:
+    """Steps between checkpoints; None: by the clock, which several processes would read differently."""
+    return recipe.train.save_every or (math.ceil(total / 10) if processes() > 1 else None)
 
 
 def learning_rate(recipe: Recipe, kind: str = "text") -> float:
@@ -184,8 +201,8 @@ def arguments(
         eval_strategy="steps" if validates else "no",
         eval_steps=asked.eval_every or total,
         eval_on_start=validates and not resumed,
-        save_strategy="steps",
-        save_steps=asked.save_every or max(1, math.ceil(total / 10)),
+        save_strategy="steps" if save_steps(recipe, total) else "no",  # Record asks for those by the clock
+        save_steps=save_steps(recipe, total) or total,
         save_total_limit=2,
         report_to=asked.report_to or "none",
         disable_tqdm=True,  # Record shows tokens per second beside the loss
@@ -239,8 +256,10 @@ class CountingTrainer(Trainer):
 class Record(TrainerCallback):
     """Writes ``metrics.jsonl``, keeps count over a resume, stops on Ctrl-C and on a loss that is no number."""
 
-    def __init__(self, folder: Path, resumed_from: Path | None, progress: bool = False):
-        self.folder = folder
+    def __init__(
+        self, folder: Path, resumed_from: Path | None, by_the_clock: bool = True, progress: bool = False
+    ):
+        self.folder, self.by_the_clock, self.saved = folder, by_the_clock, time.perf_counter()
         self.bar = tqdm(desc="training", unit="step", disable=not progress)
         self.tokens, self.before, self.paused = 0, 0.0, 0.0
         self.began, self.ended = time.perf_counter(), 0.0
@@ -266,6 +285,7 @@ class Record(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock when the first batch is near, not when the model was loaded."""
         self.began, self.paused = time.perf_counter(), 0.0
+        self.saved = self.began
         self.bar.reset(state.max_steps)
         self.bar.update(state.global_step)
 
@@ -299,8 +319,10 @@ class Record(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar; log the last step whatever ``log_every``; after Ctrl-C, save here and stop."""
+        """Move the bar; save by the clock; log the last step whatever ``log_every``; after Ctrl-C, save and stop."""
         self.bar.update()
+        if self.by_the_clock and time.perf_counter() - self.saved > SAVE_SECONDS:
+            control.should_save = True
         if state.global_step >= state.max_steps:
             control.should_log = True
         if self.stop_asked:
@@ -308,6 +330,7 @@ class Record(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the counts beside the checkpoint."""
+        self.saved = time.perf_counter()
         content = {"step": state.global_step, "tokens": self.tokens, "seconds": self.seconds}
         files.write_atomic(
             Path(args.output_dir) / f"checkpoint-{state.global_step}" / "progress.json", json.dumps(content)

@@ -1,6 +1,8 @@
 """A run from a user's own file: every format trains, evaluates, is reused, resumed, or refused with one line."""
 
+import io
 import json
+import logging
 import math
 import os
 import shutil
@@ -14,11 +16,15 @@ import datasets
 import pandas
 import pytest
 import torch
+import transformers
+from peft import PeftModel
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ftdocs import assets, checkpoints, runs
+from ftdocs import train as training
 from ftdocs.cli import main
 from ftdocs.recipe import Recipe
+from ftdocs.models import load_run
 from ftdocs.train import Diverged, learning_rate, steps, train
 
 WORDS = "river stone cloud amber falcon meadow copper lantern harbour willow saffron thunder".split()
@@ -107,6 +113,25 @@ def run(*arguments: str) -> int:
     return main([str(argument) for argument in arguments])
 
 
+def use(card: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the card's Python prints; it may not be told of a missing padding token."""
+    code = card.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) - code.count("\n\n") <= 10
+    told = logging.StreamHandler(io.StringIO())
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.addHandler(told)
+    logger.setLevel(logging.WARNING)
+    capsys.readouterr()
+    try:
+        exec(compile(code, "README.md", "exec"), {})
+    finally:
+        logger.removeHandler(told)
+        logger.setLevel(level)
+    assert "pad" not in told.stream.getvalue()
+    return capsys.readouterr().out
+
+
 def last_json(text: str) -> dict:
     """The one JSON object that standard output must consist of."""
     assert text.count("\n") == 1, text
@@ -159,12 +184,50 @@ def test_a_users_file_from_recipe_to_figures(format, ending, tiny_llama, tmp_pat
     assert validations == [0, 2]
 
     assert run("evaluate", folder, "--json") == 0
-    outcome = last_json(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    outcome = last_json(out)
     assert outcome["split"] == "test" and outcome["rows"] == 4
+    assert err == "ftdocs: only 4 test rows: the figures are rough\n"
     wanted = (
         {"accuracy", "f1", "majority_accuracy"} if format == "label" else {"perplexity", "base_perplexity"}
     )
     assert wanted <= set(outcome["metrics"])
+
+    card = (folder / "README.md").read_text()
+    assert "**A smoke run** (profile smoke)" in card.split("| what |")[0]
+    assert "only 4 validation rows: the figures are rough" in card
+    assert ("apply_chat_template" in card) == (format not in ("text", "label"))
+    said = use(card, capsys)
+    assert any(name in said for name in ("calm", "storm")) if format == "label" else said.strip()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("format", ["instruction", "prompt", "label"])
+def test_the_cards_words_work_without_a_chat_template_and_without_ftdocs(
+    format, method, tiny_llama, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_llama, "plain")
+    Path("plain/chat_template.jinja").unlink()
+    job = recipe_file(tmp_path, write(tmp_path / "faq.jsonl", rows(format, 310)), "./plain", max_steps=1)
+    monkeypatch.setenv("FTDOCS_PROFILE", "cpu")
+    train(Recipe.load(job, [f"method.name={method}"]), Path("out").resolve())
+    card = Path("out/README.md").read_text()
+    assert "smoke" not in card and "rough" not in card and str(tmp_path) not in card
+    assert "apply_chat_template" not in card and ("### Instruction" in card) == (format == "instruction")
+    assert use(card, capsys).strip()
+    words = (
+        card.split("Without `ftdocs`: ")[1].replace("FOLDER_OF_THE_BASE_MODEL", '"plain"').split("`")[1::2]
+    )
+    names = {**vars(transformers), "PeftModel": PeftModel}
+    for line in words[:-1]:
+        exec(line if "=" in line.split("(")[0] else f"model = {line}", names)
+    tokenizer = eval(words[-1], names)
+    batch = tokenizer("What follows river?", return_tensors="pt")
+    ours, _ = load_run(Path("out"))
+    with torch.no_grad():
+        logits = names["model"].to(ours.device)(**batch.to(ours.device)).logits
+        assert torch.allclose(logits.float(), ours(**batch).logits.float(), atol=0.05)
 
 
 def test_training_moves_held_out_loss_and_evaluation_agrees_with_the_run(tmp_path, monkeypatch, capsys):
@@ -187,7 +250,10 @@ def test_a_finished_run_is_reused_and_another_recipe_is_refused(job, capsys):
     assert run("train", job, "--output", "out", "--json", "--resume") == 0
     assert capsys.readouterr().out == first * 2
     assert run("train", job, "--output", "out", "--set", "train.max_steps=3") == 2
-    assert "another recipe" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "ftdocs: out: holds a run with another recipe (train.max_steps: 2 there, 3 now);"
+        " choose another --output, or remove the folder\n"
+    )
     Path("faq.jsonl").write_text(Path("faq.jsonl").read_text().replace("river", "brook"))
     assert run("train", job, "--output", "out") == 2
     assert "another data" in capsys.readouterr().err
@@ -197,6 +263,22 @@ def test_a_finished_run_is_reused_and_another_recipe_is_refused(job, capsys):
     Path("notes/diary.txt").write_text("mine")
     assert run("train", job, "--output", "notes") == 2
     assert "not a run" in capsys.readouterr().err and Path("notes/diary.txt").read_text() == "mine"
+
+
+def test_a_smoke_run_in_the_way_is_called_one_and_the_differing_keys_are_named(job, monkeypatch, capsys):
+    content = json.loads(job.read_text())
+    small = {"data": {"limit": 20}, "train": {"max_steps": 1, "seq_len": 32, "batch_size": 1}}
+    job.write_text(json.dumps({**content, "profiles": {"smoke": small}}))
+    monkeypatch.setenv("FTDOCS_PROFILE", "smoke")
+    assert run("train", job) == 0
+    monkeypatch.setenv("FTDOCS_PROFILE", "cpu")
+    capsys.readouterr()
+    assert run("train", job) == 2
+    assert capsys.readouterr().err == (
+        "ftdocs: runs/job: holds a smoke run (profile smoke) with another recipe (data.limit: 20 there, not set now;"
+        " train.max_steps: 1 there, 2 now; train.batch_size: 1 there, 2 now; and 1 more);"
+        " choose another --output, or remove the folder\n"
+    )
 
 
 def command(*arguments: str) -> subprocess.Popen:
@@ -259,6 +341,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(job):
     assert process.returncode == 1 and "--resume" in errors.splitlines()[-1] and "Traceback" not in errors
     saved = checkpoints.last_good(Path("out"))
     assert saved is not None and int(saved.name.split("-")[1]) >= 2
+
+
+def test_without_save_every_a_checkpoint_is_written_by_the_clock(job, monkeypatch):
+    def stop(*_):
+        raise SystemExit
+
+    monkeypatch.setattr(training, "save", stop)
+    for seconds, saved in ((0.0, "checkpoint-2"), (1000.0, None)):
+        monkeypatch.setattr(training, "SAVE_SECONDS", seconds)
+        with pytest.raises(SystemExit):
+            train(Recipe.load(job, ["train.max_steps=2"]), Path(f"out{seconds}"))
+        newest = checkpoints.last_good(Path(f"out{seconds}"))
+        assert (newest.name if newest else None) == saved
 
 
 def test_two_processes_cannot_write_one_run(job):
