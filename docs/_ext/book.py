@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from execute import Book, Run, notebook
+from execute import Book, Checked, Run, notebook
 from fences import name, pages
 from jupyter_cache import get_cache
 from pygments.lexers import BashLexer, JsonLexer, TextLexer
@@ -180,20 +180,19 @@ def status(root: Path, runs: list[Run]) -> list[str]:
     runs = [run for run in runs if run.fences]  # pages of prose have nothing to verify
     fences = [fence for run in runs for fence in run.fences]
     kinds = ("executed", "validated", "output", "exempt")
-    counted = {kind: sum(fence.status == kind for fence in fences) for kind in kinds}
     exempt = [fence for fence in fences if fence.status == "exempt"]
     slowest = sorted((f for f in fences if f.status == "executed"), key=lambda f: -(f.seconds or 0))[:10]
     return [
         f"{len(fences)} blocks on {len(runs)} pages: "
-        + ", ".join(f"{n} {kind}" for kind, n in counted.items())
+        + ", ".join(f"{_count(fences, kind)} {kind}" for kind in kinds)
         + ".",
         "Pages",
         _table(
-            ("Page", *kinds, "Seconds", "GB", "Size", "Ran"),
+            ("Page", "Blocks", "Seconds", "GB", "Size", "Ran"),
             [
                 (
                     _link(run.page),
-                    *(sum(fence.status == kind for fence in run.fences) for kind in kinds),
+                    ", ".join(f"{n} {kind}" for kind in kinds if (n := _count(run.fences, kind))),
                     f"{run.seconds:.1f}",
                     f"{run.peak_bytes / 1e9:.1f}" if run.peak_bytes else "",
                     run.profile,
@@ -214,6 +213,10 @@ def status(root: Path, runs: list[Run]) -> list[str]:
         "Recorded runs",
         _table(("Record", "State", "Seconds", "Device", "Date"), _records(root / "results")),
     ]
+
+
+def _count(fences: list[Checked], kind: str) -> int:
+    return sum(fence.status == kind for fence in fences)
 
 
 def _records(folder: Path) -> list[tuple]:
