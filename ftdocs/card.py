@@ -4,7 +4,41 @@ import json
 import math
 from pathlib import Path
 
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
 from ftdocs import assets, runs
+from ftdocs.data.chat import as_prompt
+from ftdocs.recipe import Recipe
+
+# How to use a run: {run} is its path, {text} what a user would type.
+CLASSIFY = """\
+from pathlib import Path
+
+from transformers import pipeline
+
+from ftdocs.models import load_run
+
+model, tokenizer = load_run(Path("{run}"))
+classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
+print(classify({text}, truncation=True, max_length={seq_len}))
+"""
+GENERATE = """\
+from pathlib import Path
+
+from ftdocs.models import load_run
+
+model, tokenizer = load_run(Path("{run}"))
+{inputs}
+output = model.generate(**inputs.to(model.device), max_new_tokens=50, pad_token_id=tokenizer.eos_token_id)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+CHAT = """\
+chat = [{{"role": "user", "content": {text}}}]
+inputs = tokenizer.apply_chat_template(
+    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)"""
+SMOKE = "**A smoke run** (profile smoke): a few steps on a few rows, to test the set-up. Its figures mean nothing."
+PLAIN = 'inputs = tokenizer({text}, return_tensors="pt")'
 
 
 def model_card(folder: Path, result: runs.Result) -> str:
@@ -24,6 +58,7 @@ def model_card(folder: Path, result: runs.Result) -> str:
         "",
         f"# {folder.name}",
         "",
+        *([SMOKE, ""] if environment["profile"] == "smoke" else []),
         f"`{base}`, tuned with `ftdocs` ({recipe.method.name}) on `{data}`.",
         "",
         "| what | figure |",
@@ -46,6 +81,8 @@ def model_card(folder: Path, result: runs.Result) -> str:
             lines.append(
                 f"| validation accuracy, before → after | {first['eval_accuracy']:.3f} → {last['eval_accuracy']:.3f} |"
             )
+    held_out = len(splits["rows"]["validation"])
+    warning = runs.rough(held_out, "validation") if validations else ""
     lines += [
         f"| training time | {result.train_seconds:.0f} s on {environment['device']} |",
         f"| versions | {', '.join(f'{name} {version}' for name, version in environment['versions'].items())} |",
@@ -53,10 +90,44 @@ def model_card(folder: Path, result: runs.Result) -> str:
         "",
         "The validation rows were held out before anything else touched the data. `ftdocs evaluate` gives the figures",
         "for the test rows, which this training never looked at.",
+        *([f"Careful: {warning}."] if warning else []),
         "",
         f"Weights: `{part}/`. Settings: `recipe.yaml`. Curve: `metrics.jsonl`.",
         "",
     ]
     if splits["labels"]:
         lines += [f"Classes: {', '.join(splits['labels'])}.", ""]
-    return "\n".join(lines)
+    return "\n".join(lines) + usage(folder, recipe, splits["format"], splits["labels"], base)
+
+
+def usage(folder: Path, recipe: Recipe, format: str, labels: list[str] | None, base: str) -> str:
+    """How to use the run: with ``load_run``, as code that runs from the folder that holds it, and without."""
+    part = "adapter" if (folder / "adapter").is_dir() else "model"
+    run = folder.name if folder.is_absolute() else folder.as_posix()
+    if labels:
+        code = CLASSIFY.format(run=run, text='"A text of yours"', seq_len=recipe.train.seq_len)
+    else:
+        code = GENERATE.format(run=run, inputs=inputs(format, AutoTokenizer.from_pretrained(folder / part)))
+    loader = f"AutoModelFor{'SequenceClassification' if labels else 'CausalLM'}.from_pretrained"
+    count = f", num_labels={len(labels)}" if labels else ""
+    source = f'"{base}"' if "/" in base else "FOLDER_OF_THE_BASE_MODEL"
+    without = (
+        f'`{loader}("{run}/model")` loads the model'
+        if part == "model"
+        else f"`base = {loader}({source}{count})` loads the base model and"
+        f' `PeftModel.from_pretrained(base, "{run}/adapter")` puts the adapter on it'
+    )
+    return (
+        f"\n## Use\n\nFrom the folder that holds `{run}`:\n\n```python\n{code}```\n\n"
+        f'Without `ftdocs`: {without}; `AutoTokenizer.from_pretrained("{run}/{part}")` loads the tokenizer.\n'
+    )
+
+
+def inputs(format: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The line that makes the model's input, written as its training rows were."""
+    if format == "text":
+        return PLAIN.format(text='"The beginning of a text"')
+    if tokenizer.chat_template:
+        return CHAT.format(text='"Your question"')
+    row = {"instruction": "Your instruction"} if format == "instruction" else {"prompt": "Your prompt"}
+    return PLAIN.format(text=json.dumps(as_prompt({"output": "", "completion": "", **row})[0]))

@@ -253,6 +253,8 @@ def evaluate(options: argparse.Namespace) -> None:
     from ftdocs.evaluate import evaluate_run
 
     outcome = evaluate_run(options.run, progress=not options.json)
+    if warning := runs.rough(outcome["rows"], outcome["split"]):
+        print(f"ftdocs: {warning}", file=sys.stderr)
     if options.json:
         return print_json(outcome)
     print(f"{outcome['run']}: {outcome['rows']} {outcome['split']} rows")

@@ -103,7 +103,7 @@ BAD_TEXT_FILES = [
     ("a.xlsx", b"x", r"cannot read \.xlsx; these work: \.jsonl"),
     ("a.md", b"x", "comes with a later version"),
     ("a", b"x", "a file without an ending"),
-    ("a.csv", b"question,answer\na,b\n", r"\(question, answer\) are no known set; rename question to prompt and answer"),
+    ("a.csv", b"question,answer\na,b\n", r"\(question, answer\) are no known set; rename question to prompt and"),
     ("a.csv", b"foo,bar\na,b\n", r"\(foo, bar\) are no known set; rename them to one of: messages \| prompt, compl"),
     ("a.yaml", b"model: x\n", r"a\.yaml: is a recipe, not data; train with it: ftdocs train "),
     ("a.csv", b"prompt,completion,text\na,b,c\n", "fit several formats.*prompt, text"),
