@@ -269,7 +269,7 @@ def test_a_finished_run_is_reused_and_another_recipe_is_refused(job, monkeypatch
 
 def test_a_smoke_run_in_the_way_is_called_one_and_the_differing_keys_are_named(job, monkeypatch, capsys):
     content = json.loads(job.read_text())
-    small = {"data": {"limit": 20}, "train": {"max_steps": 1, "seq_len": 32, "batch_size": 1}}
+    small = {"data": {"limit": 20}, "train": {"max_steps": 1, "seq_len": 60, "batch_size": 1}}
     job.write_text(json.dumps({**content, "profiles": {"smoke": small}}))
     monkeypatch.setenv("FTDOCS_PROFILE", "smoke")
     assert run("train", job) == 0
