@@ -10,7 +10,7 @@ from ftdocs import assets, runs
 from ftdocs.data.chat import as_prompt
 from ftdocs.recipe import Recipe
 
-# How to use a run: {run} is its path, {text} what a user would type.
+# How to use a run; {run} is its path as a Python string.
 CLASSIFY = """\
 from pathlib import Path
 
@@ -18,25 +18,23 @@ from transformers import pipeline
 
 from ftdocs.models import load_run
 
-model, tokenizer = load_run(Path("{run}"))
+model, tokenizer = load_run(Path({run}))
 classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
-print(classify({text}, truncation=True, max_length={seq_len}))
+print(classify("A text of yours", truncation=True, max_length={seq_len}))
 """
 GENERATE = """\
 from pathlib import Path
 
 from ftdocs.models import load_run
 
-model, tokenizer = load_run(Path("{run}"))
+model, tokenizer = load_run(Path({run}))
 {inputs}
 output = model.generate(**inputs.to(model.device), max_new_tokens=50, pad_token_id=tokenizer.eos_token_id)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """
 CHAT = """\
-chat = [{{"role": "user", "content": {text}}}]
-inputs = tokenizer.apply_chat_template(
-    chat, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-)"""
+chat = [{"role": "user", "content": "Your question"}]
+inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")"""
 SMOKE = "**A smoke run** (profile smoke): a few steps on a few rows, to test the set-up. Its figures mean nothing."
 PLAIN = 'inputs = tokenizer({text}, return_tensors="pt")'
 
@@ -105,9 +103,10 @@ def usage(folder: Path, recipe: Recipe, format: str, labels: list[str] | None, b
     part = "adapter" if (folder / "adapter").is_dir() else "model"
     run = folder.name if folder.is_absolute() else folder.as_posix()
     if labels:
-        code = CLASSIFY.format(run=run, text='"A text of yours"', seq_len=recipe.train.seq_len)
+        code = CLASSIFY.format(run=json.dumps(run), seq_len=recipe.train.seq_len)
     else:
-        code = GENERATE.format(run=run, inputs=inputs(format, AutoTokenizer.from_pretrained(folder / part)))
+        tokenizer = AutoTokenizer.from_pretrained(folder / part)
+        code = GENERATE.format(run=json.dumps(run), inputs=inputs(format, tokenizer))
     loader = f"AutoModelFor{'SequenceClassification' if labels else 'CausalLM'}.from_pretrained"
     count = f", num_labels={len(labels)}" if labels else ""
     source = f'"{base}"' if "/" in base else "FOLDER_OF_THE_BASE_MODEL"
@@ -128,6 +127,6 @@ def inputs(format: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if format == "text":
         return PLAIN.format(text='"The beginning of a text"')
     if tokenizer.chat_template:
-        return CHAT.format(text='"Your question"')
+        return CHAT
     row = {"instruction": "Your instruction"} if format == "instruction" else {"prompt": "Your prompt"}
     return PLAIN.format(text=json.dumps(as_prompt({"output": "", "completion": "", **row})[0]))
