@@ -114,7 +114,7 @@ def run(*arguments: str) -> int:
 
 
 def use(card: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the card's Python prints; it may not be told of a missing padding token."""
+    """What the card's Python prints; Transformers may have nothing to warn of, such as a missing padding token."""
     code = card.split("```python\n")[1].split("```")[0]
     assert len(code.replace("\n\n", "\n").splitlines()) <= 8
     told = logging.StreamHandler(io.StringIO())
@@ -128,7 +128,8 @@ def use(card: str, capsys: pytest.CaptureFixture[str]) -> str:
     finally:
         logger.removeHandler(told)
         logger.setLevel(level)
-    assert "pad" not in told.stream.getvalue()
+    # A base model has no classification head: Transformers reports it before the adapter brings one.
+    assert told.stream.getvalue() == "" or "score.weight | MISSING" in told.stream.getvalue()
     return capsys.readouterr().out
 
 
