@@ -4,18 +4,17 @@ Held fixed: the recipe `recipes/first-fine-tune.yaml` in its cpu size, and its s
 documents. The seed changes the order of the documents and the adapters' first weights.
 """
 
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers import Trainer
 
-from ftdocs import evaluate, models
+from ftdocs import evaluate, models, trainer
 from ftdocs.data import pack, prepare
+from ftdocs.job import Job
 from ftdocs.methods.lora import add_lora
+from ftdocs.progress import Progress
 from ftdocs.recipe import Recipe
-from ftdocs.train import arguments
 
 RECIPE = Path(__file__).parents[1] / "recipes/first-fine-tune.yaml"
 SEEDS = [0, 1, 2]
@@ -34,20 +33,18 @@ def recipe(case: dict) -> Recipe:
 
 def run(case: dict) -> dict:
     """Held-out loss in nats per token before and after the training."""
-    job = recipe(case)
-    splits = prepare.load_splits(job.data, seed=0)
-    model, tokenizer = models.load(job)
+    asked = recipe(case)
+    length, steps = asked.train.seq_len, asked.train.max_steps or 0
+    splits = prepare.load_splits(asked.data, seed=0)
+    model, tokenizer = models.load(asked)
     pad = models.pad_token_id(tokenizer)
-    test = prepare.encode(splits.test, splits.format, tokenizer, job.train.seq_len)
+    test = prepare.encode(splits.test, splits.format, tokenizer, length)
     before = evaluate.held_out_loss(model, test, pad)
-    encoded = prepare.encode(splits.train, splits.format, tokenizer, job.train.seq_len)
-    blocks = pack.pack(encoded, job.train.seq_len)
+    blocks = pack.pack(prepare.encode(splits.train, splits.format, tokenizer, length), length)
     torch.manual_seed(case["seed"])
-    model = add_lora(model, job.method.rank, job.method.alpha, job.method.targets)
-    with TemporaryDirectory() as folder:
-        steps = job.train.max_steps or 0
-        settings = arguments(job, Path(folder), steps, validates=False, resumed=False)
-        settings.save_strategy = "no"
-        collate = partial(pack.collate_packed, pad_id=pad)
-        Trainer(model=model, args=settings, train_dataset=blocks, data_collator=collate).train()
+    model = add_lora(model, asked.method.rank, asked.method.alpha, asked.method.targets)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        progress = Progress.start(folder, None)
+        trainer.run(Job(asked, folder, "text", model, tokenizer, blocks, [], True, steps, None, progress))
     return {"loss_before": before, "loss_after": evaluate.held_out_loss(model, test, pad)}

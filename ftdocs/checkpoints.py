@@ -1,12 +1,17 @@
 """Checkpoints that are known to be whole: sealed with checksums after they are written, checked before use."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from ftdocs import files
+from ftdocs.progress import Progress
 
 SEAL = "seal.json"
 
@@ -31,10 +36,59 @@ def is_good(folder: Path) -> bool:
 
 
 def last_good(run: Path) -> Path | None:
-    """The newest checkpoint of a run that is whole, or None."""
+    """The newest checkpoint of a run that is whole, or None; those passed over are named on standard error."""
+    for folder in newest_first(run):
+        if is_good(folder):
+            return folder
+        print(f"{folder}: not whole, so the checkpoint before it is used", file=sys.stderr)
+    return None
+
+
+def newest_first(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, whole or not."""
     found = (run / "checkpoints").glob("checkpoint-*")
-    newest_first = sorted(found, key=lambda folder: -int(folder.name.rpartition("-")[2]))
-    return next((folder for folder in newest_first if is_good(folder)), None)
+    return sorted(found, key=lambda folder: -int(folder.name.rpartition("-")[2]))
+
+
+def save(run: Path, step: int, model: torch.nn.Module, state: dict[str, Any], progress: Progress) -> None:
+    """Write what a run needs to go on from here, aside first; the newest two checkpoints are kept.
+
+    The weights that are trained, the ``state_dict`` of everything in ``state``, the random number generators' places,
+    and the run's counts.
+    """
+    folder = run / "checkpoints" / f"checkpoint-{step}"
+    shutil.rmtree(folder, ignore_errors=True)  # one that was damaged, and is made again
+    with files.new_folder(folder) as aside:
+        weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        save_file(
+            {name: weight.contiguous() for name, weight in weights.items()}, aside / "trained.safetensors"
+        )
+        kept: dict[str, Any] = {name: part.state_dict() for name, part in state.items()}
+        kept |= {"step": step, "random": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            kept["random_cuda"] = torch.cuda.get_rng_state_all()
+        torch.save(kept, aside / "state.pt")
+        progress.keep(aside, step)
+        seal(aside)
+    for older in newest_first(run)[2:]:
+        shutil.rmtree(older)
+
+
+def restore(folder: Path, model: torch.nn.Module, state: dict[str, Any]) -> int:
+    """Put the model, everything in ``state`` and the random number generators back; the step that was done."""
+    missing, unknown = model.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if unknown or trained & set(missing):
+        raise ValueError(
+            f"{folder}: other weights are trained now: {sorted(unknown) or sorted(trained & set(missing))}"
+        )
+    kept = torch.load(folder / "state.pt", weights_only=True)
+    for name, part in state.items():
+        part.load_state_dict(kept[name])
+    torch.set_rng_state(kept["random"])
+    if torch.cuda.is_available() and "random_cuda" in kept:
+        torch.cuda.set_rng_state_all(kept["random_cuda"])
+    return int(kept["step"])
 
 
 class Seal(TrainerCallback):

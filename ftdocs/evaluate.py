@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ftdocs import assets, files, hardware, models, runs
+from ftdocs import assets, files, hardware, loss, models, runs
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 
@@ -82,18 +82,18 @@ def held_out_loss(
     device = next(model.parameters()).device
     order = sorted(rows, key=lambda row: -len(row["input_ids"]))
     total, tokens = 0.0, 0
-    for start in tqdm(range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False):
-        batch = pack.collate_padded(order[start : start + batch_size], pad_token_id)
-        labels = batch.pop("labels")[:, 1:].to(device)  # (B, T - 1): position t predicts token t + 1
-        with models.autocast(device, precision):
-            logits = model(**{key: value.to(device) for key, value in batch.items()}).logits[
-                :, :-1
-            ]  # (B, T - 1, V)
-        kept = labels != -100
-        # Only the positions that count are taken to float32: a full (B, T, V) copy is what fills the memory.
-        losses = nn.functional.cross_entropy(logits[kept].float(), labels[kept], reduction="sum")
-        total += losses.item()
-        tokens += int(kept.sum())
+    with loss.chunked(model):
+        for start in tqdm(
+            range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False
+        ):
+            batch = pack.collate_padded(order[start : start + batch_size], pad_token_id)
+            labels = int((batch["labels"][:, 1:] != -100).sum())  # position t predicts token t + 1
+            if labels == 0:
+                continue
+            with models.autocast(device, precision):
+                mean = model(**pack.to(batch, device)).loss
+            total += mean.item() * labels
+            tokens += labels
     model.train(was_training)
     if tokens == 0:
         raise InputError("no token of the held-out rows has a label; raise train.seq_len")

@@ -3,6 +3,7 @@
 PyTorch is imported inside the functions that use it, so that ``ftdocs doctor`` can say that it is missing.
 """
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -36,6 +37,19 @@ def device() -> "torch.device":
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def reuse_memory() -> None:
+    """Let the C library keep large blocks of memory that a step frees for the next one; on Linux, and for CPU runs.
+
+    glibc gives each block over 32 MB back to the system at once, and the system clears it before it is used again.
+    In training that is every large matrix of every step: a quarter of the time. From here on the process keeps
+    what it had, so what it takes at most stays what it takes.
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        libc.mallopt(option, 2**31 - 1)
 
 
 def profile() -> Profile:

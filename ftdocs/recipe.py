@@ -117,7 +117,9 @@ class Train(Section):
     save_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; left out: one every two minutes"
     )
-    engine: Literal["trainer"] = Field("trainer", description="what runs the steps: transformers.Trainer")
+    engine: Literal["trainer", "loop"] = Field(
+        "trainer", description="what runs the steps: transformers.Trainer, or the loop of ftdocs/loop.py"
+    )
     report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         [], description="further loggers of transformers.Trainer, each a package to be installed"
     )

@@ -4,8 +4,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
+from ftdocs import attention
 from ftdocs.assets import model_path
 from ftdocs.data.chat import IGNORED
 from ftdocs.data.pack import check_packing, collate_packed, collate_padded, pack
@@ -68,13 +77,20 @@ def test_a_sequence_that_does_not_fit_is_an_error():
         pack(documents([11]), 10)
 
 
-def test_filling_is_a_document_without_labels_and_there_is_no_attention_mask():
-    batch = collate_packed(pack(documents([4, 3, 5]), 7), pad_id=9)
-    assert set(batch) == {"input_ids", "labels", "position_ids"}
-    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1], [0, 1, 2, 3, 0, 1, 2]]
-    assert batch["input_ids"][0, 5:].tolist() == [9, 9]
-    assert batch["labels"][0, 5:].tolist() == [IGNORED, IGNORED]
+def test_a_batch_has_no_filling_and_no_attention_mask():
+    batch = collate_packed(pack(documents([4, 3, 5]), 7))
+    assert set(batch) == {
+        "input_ids", "labels", "position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"
+    }  # fmt: skip
+    assert {batch[name].dtype for name in ("input_ids", "labels", "position_ids")} == {torch.int64}
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 5, 9, 12] and batch["max_length_q"] == 5
+    assert batch["cu_seq_lens_q"].dtype == torch.int32
+    assert [batch["labels"][0, start].item() for start in (0, 5, 9)] == [IGNORED] * 3
+
+
+def test_a_pack_says_which_rows_it_holds():
+    assert [row["rows"] for row in pack(documents([4, 3, 5]), 7)] == [[3], [1, 2]]
 
 
 def alone(model, rows):
@@ -97,8 +113,10 @@ def gradient(model):
 
 
 @pytest.mark.parametrize("make", [llama, gpt2, smollm2])
-def test_packed_logits_and_gradients_are_those_of_documents_alone(make):
+@pytest.mark.parametrize("implementation", ["sdpa", attention.NAME])
+def test_packed_logits_and_gradients_are_those_of_documents_alone(make, implementation):
     model = make().eval()
+    model.set_attn_implementation(implementation)
     model.config.use_cache = False
     rows = documents(LENGTHS)
     expected, expected_gradient = alone(model, rows)
@@ -115,6 +133,7 @@ def test_packed_logits_and_gradients_are_those_of_documents_alone(make):
     assert difference < 1e-4
 
     # The trap: with an attention mask, all ones at that, Transformers no longer looks at the positions.
+    model.set_attn_implementation("sdpa")
     leaking = model(**batch, attention_mask=torch.ones_like(batch["input_ids"]))
     leaked = per_document(leaking.logits.detach(), batch, rows)
     assert max((a - b).abs().max() for a, b in zip(expected, leaked, strict=True)) > 0.01
@@ -158,7 +177,7 @@ class Leaking(LlamaForCausalLM):
 
 
 class Unplaced(LlamaForCausalLM):
-    def forward(self, input_ids, position_ids=None):
+    def forward(self, input_ids, **others):
         return super().forward(input_ids=input_ids)
 
 
@@ -172,8 +191,39 @@ def test_the_check_refuses_models_that_let_documents_see_each_other(kind, dtype)
         check_packing(model)
 
 
-def test_the_check_passes_smollm2_in_the_dtype_it_trains_in():
-    check_packing(smollm2().to(torch.bfloat16))
+@pytest.mark.parametrize("implementation", ["sdpa", attention.NAME])
+def test_the_check_passes_smollm2_in_the_dtype_it_trains_in(implementation):
+    model = smollm2().to(torch.bfloat16)
+    model.set_attn_implementation(implementation)
+    check_packing(model)
+
+
+def test_attention_within_documents_does_all_else_as_transformers_does():
+    """Padding, generation with its cache, and a window: what documents are not about goes the usual way."""
+    torch.manual_seed(0)
+    model = llama().eval()
+    padded = {"input_ids": torch.tensor([[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]])}
+    padded["attention_mask"] = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    found = {}
+    for implementation in ("sdpa", attention.NAME):
+        model.set_attn_implementation(implementation)
+        text = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=6, do_sample=False, pad_token_id=0)
+        found[implementation] = (model(**padded).logits[padded["attention_mask"].bool()], text)
+    assert all(torch.equal(a, b) for a, b in zip(*found.values(), strict=True))
+
+    windowed = MistralForCausalLM(
+        MistralConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+                      num_attention_heads=2, num_key_value_heads=1, sliding_window=4, use_cache=False)
+    ).eval()  # fmt: skip
+    batch = collate_packed(pack(documents([9, 12]), 32))
+    inputs = {
+        name: value % 64 if name == "input_ids" else value
+        for name, value in batch.items()
+        if name != "labels"
+    }
+    expected = windowed(**inputs).logits
+    windowed.set_attn_implementation(attention.NAME)
+    torch.testing.assert_close(windowed(**inputs).logits, expected)
 
 
 def test_padded_and_packed_batches_have_one_loss():

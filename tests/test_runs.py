@@ -20,12 +20,14 @@ import transformers
 from peft import PeftModel
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ftdocs import assets, checkpoints, runs
+from ftdocs import assets, checkpoints, progress, runs
 from ftdocs import train as training
 from ftdocs.cli import main
+from ftdocs.job import learning_rate, steps
 from ftdocs.models import load_run
+from ftdocs.progress import Diverged
 from ftdocs.recipe import Recipe
-from ftdocs.train import Diverged, learning_rate, steps, train
+from ftdocs.train import train
 
 WORDS = "river stone cloud amber falcon meadow copper lantern harbour willow saffron thunder".split()
 
@@ -313,8 +315,10 @@ def curve(folder: Path) -> list[tuple]:
     ]
 
 
-def test_a_killed_run_resumes_bitwise(job, capsys):
-    settings = ("--set", "train.max_steps=8", "--set", "train.save_every=2", "--set", "method.dropout=0.1")
+@pytest.mark.parametrize(("engine", "part"), [("trainer", "optimizer.pt"), ("loop", "state.pt")])
+def test_a_killed_run_resumes_bitwise(job, capsys, engine, part):
+    settings = ["train.max_steps=8", "train.save_every=2", "method.dropout=0.1", f"train.engine={engine}"]
+    settings = [word for setting in settings for word in ("--set", setting)]
     assert run("train", job, *settings, "--output", "whole", "--json") == 0
     process = command("train", job, *settings, "--output", "killed")
     wait_for_step(Path("killed"), 5, process)
@@ -325,18 +329,21 @@ def test_a_killed_run_resumes_bitwise(job, capsys):
     # The newest checkpoint loses a byte, so the one before it is used.
     newest = checkpoints.last_good(Path("killed"))
     assert newest is not None
-    victim = newest / "optimizer.pt"
+    victim = newest / part
     victim.write_bytes(victim.read_bytes()[:-1])
     older = checkpoints.last_good(Path("killed"))
     assert older is not None and older != newest
+    capsys.readouterr()
     assert run("train", job, *settings, "--output", "killed", "--resume", "--json") == 0
+    assert f"{newest}: not whole" in capsys.readouterr().err
     assert curve(Path("killed")) == curve(Path("whole"))
     weights = [next(Path(name, "adapter").glob("*.safetensors")).read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(job):
-    settings = ("--set", "train.max_steps=200", "--set", "train.save_every=100")
+@pytest.mark.parametrize("engine", ["trainer", "loop"])
+def test_ctrl_c_saves_and_says_how_to_go_on(job, engine):
+    settings = [f"--set=train.engine={engine}", "--set=train.max_steps=200", "--set=train.save_every=100"]
     process = command("train", job, *settings, "--output", "out")
     wait_for_step(Path("out"), 2, process)
     process.send_signal(signal.SIGINT)
@@ -346,15 +353,16 @@ def test_ctrl_c_saves_and_says_how_to_go_on(job):
     assert saved is not None and int(saved.name.split("-")[1]) >= 2
 
 
-def test_without_save_every_a_checkpoint_is_written_by_the_clock(job, monkeypatch):
+@pytest.mark.parametrize("engine", ["trainer", "loop"])
+def test_without_save_every_a_checkpoint_is_written_by_the_clock(job, monkeypatch, engine):
     def stop(*_):
         raise SystemExit
 
     monkeypatch.setattr(training, "save", stop)
     for seconds, saved in ((0.0, "checkpoint-2"), (1000.0, None)):
-        monkeypatch.setattr(training, "SAVE_SECONDS", seconds)
+        monkeypatch.setattr(progress, "SAVE_SECONDS", seconds)
         with pytest.raises(SystemExit):
-            train(Recipe.load(job, ["train.max_steps=2"]), Path(f"out{seconds}"))
+            train(Recipe.load(job, ["train.max_steps=2", f"train.engine={engine}"]), Path(f"out{seconds}"))
         newest = checkpoints.last_good(Path(f"out{seconds}"))
         assert (newest.name if newest else None) == saved
 
@@ -366,12 +374,11 @@ def test_two_processes_cannot_write_one_run(job):
     assert process.returncode == 2 and "another process" in errors
 
 
-def test_a_loss_that_is_no_number_stops_the_run(job):
-    with pytest.raises(Diverged, match="step"):
-        train(
-            Recipe.load(job, ["method.name=full", "train.learning_rate=1e30", "train.max_steps=6"]),
-            Path("out"),
-        )
+@pytest.mark.parametrize("engine", ["trainer", "loop"])
+def test_a_loss_that_is_no_number_stops_the_run(job, engine):
+    settings = ["method.name=full", "train.learning_rate=1e30", "train.max_steps=6", f"train.engine={engine}"]
+    with pytest.raises(Diverged, match=r"step \d, on rows \d+"):
+        train(Recipe.load(job, settings), Path("out"))
 
 
 def test_packing_puts_more_tokens_into_a_step_and_changes_no_held_out_loss(job):

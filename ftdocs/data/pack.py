@@ -15,9 +15,9 @@ Row = dict[str, Any]
 def pack(encoded: list[Row], seq_len: int) -> list[Row]:
     """Put whole sequences into as few rows of at most ``seq_len`` tokens as best-fit decreasing finds.
 
-    Each row has ``input_ids``, ``labels`` and ``position_ids``, lists of one length. Positions restart at
-    0 with each document: by that alone the attention tells documents apart. The label of a
-    document's first token is -100, or the last token of its neighbour would have to predict it.
+    Each row has ``input_ids``, ``labels`` and ``position_ids``, lists of one length, and ``rows``, the numbers
+    of the rows in it. Positions restart at 0 with each document: by them documents are told apart. The label
+    of a document's first token is -100, or the last token of its neighbour would have to predict it.
     """
     bins: list[list[Row]] = []
     room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
@@ -40,24 +40,30 @@ def _joined(rows: list[Row]) -> Row:
         "input_ids": [token for row in rows for token in row["input_ids"]],
         "labels": [label for row in rows for label in [IGNORED, *row["labels"][1:]]],
         "position_ids": [position for row in rows for position in range(len(row["input_ids"]))],
+        "rows": [row["row"] for row in rows],
     }
 
 
-def collate_packed(rows: list[Row], pad_id: int = 0) -> dict[str, torch.Tensor]:
-    """Packed rows as tensors (B, T), T the longest of them: input_ids, labels, position_ids, all int64.
+def collate_packed(rows: list[Row]) -> dict[str, Any]:
+    """Packed rows end to end, as one row of T tokens without padding: what the model takes, by its names.
 
-    The filling at the right is a document of its own: its positions start at 0 and its labels are
-    -100, so which token ``pad_id`` is does not matter. There is no attention_mask, on purpose: given
-    one, Transformers no longer looks at the positions, and documents see one another.
+    ``input_ids``, ``labels`` and ``position_ids`` are (1, T), int64. ``cu_seq_lens_q`` and ``cu_seq_lens_k`` are
+    (documents + 1,), int32, where documents begin, and T; ``max_length_q`` and ``max_length_k`` the longest:
+    FlashAttention's words for documents, which :mod:`ftdocs.attention` reads too. There is no attention_mask, on
+    purpose: given one, Transformers no longer looks at the positions, and documents see one another.
     """
-    width = max(len(row["input_ids"]) for row in rows)
-    filled: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
-    for row in rows:
-        missing = width - len(row["input_ids"])
-        filled["input_ids"].append(row["input_ids"] + [pad_id] * missing)
-        filled["labels"].append(row["labels"] + [IGNORED] * missing)
-        filled["position_ids"].append(row["position_ids"] + list(range(missing)))
-    return {name: torch.tensor(values) for name, values in filled.items()}
+    joined = {
+        name: torch.tensor([[number for row in rows for number in row[name]]])
+        for name in ("input_ids", "labels", "position_ids")
+    }
+    begin = [place for place, position in enumerate(joined["position_ids"][0].tolist()) if position == 0]
+    ends = torch.tensor([*begin, joined["input_ids"].shape[1]], dtype=torch.int32)
+    longest = int(ends.diff().max())
+    return {
+        **joined,
+        **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends),
+        **dict.fromkeys(("max_length_q", "max_length_k"), longest),
+    }
 
 
 def collate_padded(rows: list[Row], pad_id: int = 0) -> dict[str, torch.Tensor]:
@@ -94,12 +100,10 @@ def check_packing(model: PreTrainedModel) -> None:
     training, vocabulary = model.training, model.config.get_text_config().vocab_size
     model.eval()
     first, second, other = ([(start + 7 * n) % vocabulary for n in range(1, 9)] for start in (0, 100, 200))
-    packed = pack([{"input_ids": ids, "labels": ids, "row": 0} for ids in (first, second)], 2 * len(first))
-    changed = pack([{"input_ids": ids, "labels": ids, "row": 0} for ids in (other, second)], 2 * len(first))
     try:
-        alone = model(input_ids=torch.tensor([second, second], device=model.device)).logits.float()
-        together = _logits(model, [packed[0], packed[0]])[:, len(first) :]
-        beside_other = _logits(model, [changed[0], changed[0]])[:, len(first) :]
+        alone = _logits(model, [second])
+        together = _logits(model, [first, second])[:, len(first) :]
+        beside_other = _logits(model, [other, second])[:, len(first) :]
     finally:
         model.train(training)
     # With the same shape and another neighbour the very same sums are made. Rounding differs with the shape
@@ -113,8 +117,15 @@ def check_packing(model: PreTrainedModel) -> None:
         )
 
 
-def _logits(model: PreTrainedModel, rows: list[Row]) -> torch.Tensor:
-    batch = collate_packed(rows)
-    return model(
-        input_ids=batch["input_ids"].to(model.device), position_ids=batch["position_ids"].to(model.device)
-    ).logits.float()
+def _logits(model: PreTrainedModel, documents: list[list[int]]) -> torch.Tensor:
+    """Logits of documents packed into one row; ``alone`` goes the plain way, without a word about documents."""
+    if len(documents) == 1:
+        return model(input_ids=torch.tensor(documents, device=model.device)).logits.float()
+    rows = pack([{"input_ids": ids, "labels": ids, "row": 0} for ids in documents], sum(map(len, documents)))
+    batch = to(collate_packed(rows), model.device)
+    return model(**{name: value for name, value in batch.items() if name != "labels"}).logits.float()
+
+
+def to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch with its tensors on ``device``; plain numbers stay as they are."""
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}

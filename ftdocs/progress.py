@@ -1,0 +1,148 @@
+"""How a run goes: its curve on disk, its counts over a resume, its bar, and the two ways in which it stops early."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ftdocs import files, runs
+
+SAVE_SECONDS = 120.0  # between checkpoints, where the recipe does not count them in steps
+
+
+class Interrupted(Exception):
+    """The user stopped the run; its message says at which step, and how to go on."""
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number; its message says at which step, on which rows, and what the usual causes are."""
+
+
+@dataclass
+class Progress:
+    """Counts, clock, curve and bar of a run; both engines write through it.
+
+    Attributes:
+        folder: the run's folder.
+        tokens: tokens that went through the model so far, over all parts of a resumed run; padding is not counted.
+        before: seconds of training in the parts before this one.
+        paused: seconds in this part that were no training, such as validations.
+        saved: when the last checkpoint was written, by the clock of ``time.perf_counter``.
+        rows: where in the data file the last batch comes from, to name when it breaks the loss.
+        stop_asked: the user pressed Ctrl-C.
+    """
+
+    folder: Path
+    bar: tqdm
+    tokens: int = 0
+    before: float = 0.0
+    paused: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+    ended: float = 0.0
+    saved: float = field(default_factory=time.perf_counter)
+    rows: list[int] = field(default_factory=list)
+    stop_asked: bool = False
+
+    @classmethod
+    def start(cls, folder: Path, resumed_from: Path | None, show: bool = False) -> "Progress":
+        """The counts of a new run, or those kept beside the checkpoint that it goes on from."""
+        progress = cls(folder, tqdm(desc="training", unit="step", disable=not show))
+        if resumed_from is not None:
+            kept = json.loads((resumed_from / "progress.json").read_text())
+            progress.tokens, progress.before = kept["tokens"], kept["seconds"]
+            # Steps after the checkpoint are trained again, so their rows are written again.
+            rows = [row for row in runs.read_metrics(folder) if row["step"] <= kept["step"]]
+            files.write_atomic(folder / runs.METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+        return progress
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, over all parts of a resumed run, validations left out."""
+        return self.before + (self.ended or time.perf_counter()) - self.began - self.paused
+
+    def begin(self, step: int, total: int) -> None:
+        """Start the clock when the first batch is near, not when the model was loaded."""
+        self.began = self.saved = time.perf_counter()
+        self.paused = 0.0
+        self.bar.reset(total)
+        self.bar.update(step)
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self.ended = time.perf_counter()
+
+    def count(self, tokens: int, rows: list[int]) -> None:
+        """Count tokens that go through the model, and remember which rows of the data they come from."""
+        self.tokens += tokens
+        self.rows = rows
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Append a row to ``metrics.jsonl`` and flush it, so that a killed run keeps what it had logged.
+
+        Raises:
+            Diverged: the row's loss is NaN or infinite.
+        """
+        if "loss" in row:
+            row = {**row, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
+            self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s")
+        # JSON has no NaN: what is no number is null.
+        written = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        with open(self.folder / runs.METRICS, "a") as file:
+            file.write(json.dumps({"step": step, **written, "time": round(time.time(), 3)}) + "\n")
+        loss = row.get("loss", row.get("eval_loss", 0.0))
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"{self.folder}: the loss is {loss} at step {step}"
+                + (f", on rows {', '.join(map(str, self.rows[:8]))} of the data" if self.rows else "")
+                + "; usual causes: a learning rate that is too high, broken rows, fp16 overflow"
+            )
+
+    def validate(self, step: int, found: dict[str, float], seconds: float) -> dict[str, float]:
+        """Write down the held-out metrics as ``eval_…``, and take their time out of the training's."""
+        named = {f"eval_{name}": value for name, value in found.items()}
+        self.paused += seconds
+        self.write(step, named)
+        return named
+
+    def late(self) -> bool:
+        """Whether the last checkpoint was so long ago that another one is due by the clock."""
+        return time.perf_counter() - self.saved > SAVE_SECONDS
+
+    def keep(self, folder: Path, step: int) -> None:
+        """Keep the counts beside a checkpoint."""
+        self.saved = time.perf_counter()
+        content = {"step": step, "tokens": self.tokens, "seconds": self.seconds}
+        files.write_atomic(folder / "progress.json", json.dumps(content))
+
+    def final_loss(self) -> float:
+        """Mean training loss of the last tenth of the logged steps."""
+        losses = [row["loss"] for row in runs.read_metrics(self.folder) if "loss" in row]
+        tail = losses[-max(1, len(losses) // 10) :]
+        return sum(tail) / len(tail) if tail else math.nan
+
+    @contextmanager
+    def stop_on_interrupt(self) -> Iterator[None]:
+        """Inside the block, the first Ctrl-C asks to finish the step and save; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread can be interrupted
+            return
+
+        def ask(number: int, frame: Any) -> None:
+            if self.stop_asked:
+                raise KeyboardInterrupt
+            self.stop_asked = True
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            self.bar.close()

@@ -1,0 +1,137 @@
+"""The engine for scale: the job in the hands of transformers.Trainer, and Accelerate below it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from ftdocs import checkpoints, hardware, job, loss, models
+from ftdocs.errors import InputError
+from ftdocs.job import Job
+
+
+def run(work: Job) -> int:
+    """Train with ``transformers.Trainer``; the number of optimiser steps that were done.
+
+    Raises:
+        InputError: one process sees several GPUs.
+        Diverged: the loss became NaN or infinite.
+    """
+    if torch.cuda.device_count() > 1 and job.processes() == 1:
+        raise InputError(
+            f"{torch.cuda.device_count()} GPUs and one process; start as many with `accelerate launch -m ftdocs.cli"
+            " train …`, or choose one GPU with CUDA_VISIBLE_DEVICES=0"
+        )
+    trainer = CountingTrainer(
+        model=work.model,
+        args=arguments(work),
+        train_dataset=work.rows,
+        eval_dataset=work.held_out or None,
+        data_collator=lambda rows: {**work.collate(rows), "origin": work.origin(rows)},
+        callbacks=[Record(work), checkpoints.Seal()],
+        compute_loss_func=classification_loss if work.kind == "label" else None,
+    )
+    trainer.work = work
+    trainer.remove_callback(PrinterCallback)  # it prints to standard output, where only the result belongs
+    with loss.chunked(work.model):
+        trainer.train(resume_from_checkpoint=str(work.resumed_from) if work.resumed_from else None)
+    return int(trainer.state.global_step)
+
+
+def classification_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Cross-entropy summed over a micro-batch's rows, by the number of rows of the whole step.
+
+    Classifiers of Transformers 5 take ``num_items_in_batch`` and leave it unused, so that Trainer's sum over k
+    micro-batches is k times too large, and its gradient too.
+    """
+    total = functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
+    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+def arguments(work: Job) -> TrainingArguments:
+    """The recipe in the words of ``transformers.TrainingArguments``."""
+    asked, every = work.recipe.train, job.save_steps(work.recipe, work.total)
+    return TrainingArguments(
+        output_dir=str(work.folder / "checkpoints"),
+        max_steps=work.total,
+        per_device_train_batch_size=asked.batch_size,
+        gradient_accumulation_steps=asked.accumulation,
+        learning_rate=work.learning_rate,
+        lr_scheduler_type=asked.schedule if asked.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=job.warmup_steps(work.recipe, work.total),
+        weight_decay=asked.weight_decay,
+        max_grad_norm=asked.max_grad_norm,
+        bf16=models.mixed(work.recipe),
+        seed=asked.seed,
+        logging_steps=asked.log_every,
+        logging_nan_inf_filter=False,  # the default hides a NaN loss as the mean of the others
+        eval_strategy="steps" if work.held_out else "no",
+        eval_steps=asked.eval_every or work.total,
+        eval_on_start=bool(work.held_out) and work.resumed_from is None,
+        save_strategy="steps" if every else "no",  # Record asks for those by the clock
+        save_steps=every or work.total,
+        save_total_limit=2,
+        report_to=asked.report_to or "none",
+        disable_tqdm=True,  # Progress shows tokens per second beside the loss
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,  # the batch brings its rows along, for messages
+        use_cpu=hardware.device().type == "cpu",
+    )
+
+
+class CountingTrainer(Trainer):
+    """transformers.Trainer that counts the tokens it trains and weights held-out tokens equally.
+
+    Trainer's own evaluation averages the means of its batches, so a token of a short batch counts more.
+    """
+
+    work: Job
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Trainer's loss; the rows that the batch was made of are taken out before the model sees it."""
+        self.work.progress.count(*inputs.pop("origin"))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Held-out metrics of ``ftdocs.evaluate``, logged as ``eval_loss`` and so on."""
+        named = self.work.validate(self.state.global_step)
+        self.log(dict(named))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        return named
+
+
+class Record(TrainerCallback):
+    """Tells the run's :class:`Progress` what Trainer does, and Trainer what Progress wants."""
+
+    def __init__(self, work: Job):
+        self.progress, self.by_the_clock = work.progress, job.save_steps(work.recipe, work.total) is None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.progress.begin(state.global_step, state.max_steps)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.progress.end()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        """Write a training row; validations are written where they are made."""
+        if "loss" in logs:
+            row = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+            self.progress.write(state.global_step, row)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar; save by the clock; log the last step whatever ``log_every``; after Ctrl-C, save and stop."""
+        self.progress.bar.update()
+        if self.by_the_clock and self.progress.late():
+            control.should_save = True
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+        if self.progress.stop_asked:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the counts beside the checkpoint."""
+        self.progress.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
