@@ -108,7 +108,9 @@ def parser() -> Parser:
     verb("assets", show_assets, "models and data by short name, with source, licence and size")
 
     it = verb("new", new, "look at a data file and write a commented recipe for it")
-    it.add_argument("data", type=Path, metavar="FILE_OR_FOLDER")
+    it.add_argument(
+        "data", type=Path, metavar="FILE_OR_FOLDER", help="JSONL, JSON, CSV, Parquet, or a data set"
+    )
     it.add_argument(
         "--output", type=Path, metavar="RECIPE.yaml", help="NAME.yaml in this folder when left out"
     )
@@ -116,14 +118,16 @@ def parser() -> Parser:
     data = verbs.add_parser("data", help="look at data before training on it", allow_abbrev=False)
     inner = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     it = verb("inspect", inspect_data, "what would be trained on: rows, tokens, and the loss mask", inner)
-    it.add_argument("data", type=Path, metavar="FILE_OR_FOLDER")
+    it.add_argument(
+        "data", type=Path, metavar="FILE_OR_FOLDER", help="JSONL, JSON, CSV, Parquet, or a data set"
+    )
     it.add_argument(
         "--recipe", type=Path, metavar="R", help="take model, format and lengths from this recipe"
     )
     it.add_argument("--samples", type=int, default=2, metavar="N", help="rows shown with their loss mask (2)")
 
     it = verb("train", train, "fine-tune as a recipe says")
-    it.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    it.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="what `ftdocs new` writes, or your own")
     it.add_argument(
         "--set",
         action="append",
@@ -135,7 +139,7 @@ def parser() -> Parser:
     it.add_argument("--resume", action="store_true", help="go on with an unfinished run")
 
     it = verb("evaluate", evaluate, "a run's metrics on the test rows that its training never saw")
-    it.add_argument("run", type=Path, metavar="RUN_DIR")
+    it.add_argument("run", type=Path, metavar="RUN_DIR", help="what `ftdocs train` made, such as runs/NAME")
 
     return top
 

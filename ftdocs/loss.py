@@ -36,6 +36,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             logits = functional.linear(h, weight, bias).float()  # (CHUNK, V)
             normaliser = logits.logsumexp(-1, keepdim=True)
             total += (normaliser - logits.gather(1, y[:, None])).sum()
+            if not any(ctx.needs_input_grad):
+                continue
             # The loss's gradient by the logits is the softmax less 1 at the label.
             gradient = logits.sub_(normaliser).exp_()
             gradient[torch.arange(len(y)), y] -= 1
@@ -74,11 +76,11 @@ def chunked_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) ->
     kept = wanted != -100
     inside = torch.is_autocast_enabled(hidden.device.type)
     dtype = torch.get_autocast_dtype(hidden.device.type) if inside else hidden.dtype
-    bias = None if head.bias is None else head.bias.to(dtype)
+    weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+    if not torch.is_grad_enabled():  # which a Function cannot see
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
     with torch.autocast(hidden.device.type, enabled=False):
-        total: torch.Tensor = ChunkedCrossEntropy.apply(
-            hidden[kept].to(dtype), head.weight.to(dtype), bias, wanted[kept]
-        )
+        total: torch.Tensor = ChunkedCrossEntropy.apply(hidden[kept].to(dtype), weight, bias, wanted[kept])
     return total / kept.sum()
 
 
