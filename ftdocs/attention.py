@@ -9,7 +9,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "documents"
-LONGEST = 1024  # tokens of a document whose attention weights are kept whole for the gradient
+LONGEST = 512  # tokens of a document whose attention weights are kept whole for the gradient
 # What an architecture may ask for besides causal order; only Transformers' own function knows all of them.
 FURTHER_RULES = ("sliding_window", "softcap", "position_bias", "s_aux")
 
@@ -41,7 +41,7 @@ def attend_within_documents(
         scaling: of the scores; 1/√head_dim when left out.
 
     Returns:
-        (1, T, heads, head_dim), and None for the weights, which are never whole in memory.
+        (1, T, heads, head_dim), and None for the weights.
     """
     if cu_seq_lens_q is None or any(kwargs.get(rule) is not None for rule in FURTHER_RULES):
         return sdpa_attention_forward(
@@ -66,7 +66,7 @@ def attend_within_documents(
 def plain_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None
 ) -> torch.Tensor:
-    """Causal attention as three lines of matrix products, which torch differentiates two to six times faster on a CPU.
+    """Causal attention as three lines of matrix products, whose gradient torch computes faster on a CPU than SDPA's.
 
     Shapes as in :func:`attend_within_documents`, but (1, heads, T, head_dim) is returned. The weights, heads × T × T
     numbers, are kept for the gradient: too many for long documents.
@@ -80,8 +80,15 @@ def plain_attention(
 
 
 def use(model: PreTrainedModel) -> None:
-    """Let a causal language model attend this way; one that has no such choice keeps its own way."""
-    if getattr(model, "_supports_attention_backend", False):
+    """Let a causal language model attend this way; one with other rules, such as a window, keeps its own way."""
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if (
+        getattr(model, "_supports_attention_backend", False)
+        and layers == {"full_attention"}
+        and not any(windows)
+    ):
         model.set_attn_implementation(NAME)
 
 

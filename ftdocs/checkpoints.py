@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
@@ -46,8 +47,8 @@ def last_good(run: Path) -> Path | None:
 
 def newest_first(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, whole or not."""
-    found = (run / "checkpoints").glob("checkpoint-*")
-    return sorted(found, key=lambda folder: -int(folder.name.rpartition("-")[2]))
+    found = [folder for folder in (run / "checkpoints").glob("checkpoint-*") if folder.name[11:].isdigit()]
+    return sorted(found, key=step_of, reverse=True)
 
 
 def save(run: Path, step: int, model: torch.nn.Module, state: dict[str, Any], progress: Progress) -> None:
@@ -66,7 +67,9 @@ def save(run: Path, step: int, model: torch.nn.Module, state: dict[str, Any], pr
         kept: dict[str, Any] = {name: part.state_dict() for name, part in state.items()}
         kept |= {"step": step, "random": torch.get_rng_state()}
         if torch.cuda.is_available():
-            kept["random_cuda"] = torch.cuda.get_rng_state_all()
+            kept["random_cuda"] = torch.cuda.get_rng_state()
+        if torch.backends.mps.is_available():
+            kept["random_mps"] = torch.mps.get_rng_state()
         torch.save(kept, aside / "state.pt")
         progress.keep(aside, step)
         seal(aside)
@@ -82,13 +85,31 @@ def restore(folder: Path, model: torch.nn.Module, state: dict[str, Any]) -> int:
         raise ValueError(
             f"{folder}: other weights are trained now: {sorted(unknown) or sorted(trained & set(missing))}"
         )
-    kept = torch.load(folder / "state.pt", weights_only=True)
+    kept = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")  # maybe from another device
     for name, part in state.items():
         part.load_state_dict(kept[name])
     torch.set_rng_state(kept["random"])
     if torch.cuda.is_available() and "random_cuda" in kept:
-        torch.cuda.set_rng_state_all(kept["random_cuda"])
+        torch.cuda.set_rng_state(kept["random_cuda"])
+    if torch.backends.mps.is_available() and "random_mps" in kept:
+        torch.mps.set_rng_state(kept["random_mps"])
     return int(kept["step"])
+
+
+def step_of(folder: Path) -> int:
+    """The step at which a checkpoint was written."""
+    return int(folder.name.rpartition("-")[2])
+
+
+def load_weights(folder: Path, model: Any) -> None:
+    """Put the weights of a checkpoint of transformers.Trainer into ``model``: adapters, or all of them."""
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    else:
+        model.load_state_dict(
+            load_file(folder / "model.safetensors"), strict=False
+        )  # tied ones are there once
+        model.tie_weights()
 
 
 class Seal(TrainerCallback):

@@ -245,6 +245,8 @@ def train(options: argparse.Namespace) -> None:
         print(f"ftdocs: {output} was trained already with this recipe; nothing was done", file=sys.stderr)
     if options.json:
         return print_json({**vars(result), "run": str(result.run)})
+    if before == "finished":
+        return print(f"Its card: {result.run / runs.CARD}\nNext: ftdocs evaluate {result.run}")
     print((result.run / runs.CARD).read_text().split("---\n", 2)[2].strip())
     print(f"\nNext: ftdocs evaluate {result.run}")
 

@@ -192,14 +192,16 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
     length, where = recipe.train.seq_len, str(splits.path)
     encoded = prepare.encode(rows, splits.format, tokenizer, length, splits.labels, where=where)
     how: dict[str, Any] = {"progress": progress, "precision": recipe.train.precision}
-    found = metrics(model, encoded, tokenizer, splits.format, **how)
+    with hardware.memory_kept():
+        found = metrics(model, encoded, tokenizer, splits.format, **how)
     if splits.format == "label":
         answers = [row["label"] for row in encoded]
         majority = json.loads((folder / runs.SPLITS).read_text())["majority"]
         found["majority_accuracy"] = answers.count(majority) / len(answers)
     else:
         base, _ = models.load(recipe)
-        untuned = metrics(base, encoded, tokenizer, splits.format, **how)
+        with hardware.memory_kept():
+            untuned = metrics(base, encoded, tokenizer, splits.format, **how)
         found |= {f"base_{name}": value for name, value in untuned.items()}
     # A long text is several encoded rows, and a row that was cut before its reply is none.
     evaluated = len({row["row"] for row in encoded})

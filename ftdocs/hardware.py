@@ -11,6 +11,8 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,17 +41,26 @@ def device() -> "torch.device":
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 
-def reuse_memory() -> None:
-    """Let the C library keep large blocks of memory that a step frees for the next one; on Linux, and for CPU runs.
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Inside the block, large blocks of memory that a step frees stay with the process for the next one (Linux, CPU).
 
-    glibc gives each block over 32 MB back to the system at once, and the system clears it before it is used again.
-    In training that is every large matrix of every step: a quarter of the time. From here on the process keeps
-    what it had, so what it takes at most stays what it takes.
+    glibc gives each block over 32 MB back to the system at once, and the system clears it before it is used again. In
+    training on a CPU that is every large matrix of every step. At the end of the block the rest is given back.
     """
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt") or device().type != "cpu":
+        yield
         return
-    for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    trim, threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    for option in (trim, threshold):
         libc.mallopt(option, 2**31 - 1)
+    try:
+        yield
+    finally:
+        for option in (trim, threshold):
+            libc.mallopt(option, 128 * 1024)  # glibc's own
+        libc.malloc_trim(0)
 
 
 def profile() -> Profile:

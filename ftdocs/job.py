@@ -1,7 +1,6 @@
 """A training job: what both engines are given, and the few numbers that they must agree on."""
 
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,22 +71,12 @@ class Job:
         return self.progress.validate(step, found, time.perf_counter() - start)
 
 
-def processes() -> int:
-    """How many processes train together, as torchrun and accelerate launch say it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def steps(recipe: Recipe, sequences: int) -> int:
     """Optimiser steps of the run; the last, smaller batch of an epoch counts."""
     if recipe.train.max_steps:
         return recipe.train.max_steps
-    batches = math.ceil(sequences / (recipe.train.batch_size * processes()))
+    batches = math.ceil(sequences / recipe.train.batch_size)
     return max(1, math.ceil(recipe.train.epochs * math.ceil(batches / recipe.train.accumulation)))
-
-
-def save_steps(recipe: Recipe, total: int) -> int | None:
-    """Steps between checkpoints; None: by the clock, which several processes would read differently."""
-    return recipe.train.save_every or (math.ceil(total / 10) if processes() > 1 else None)
 
 
 def learning_rate(recipe: Recipe, kind: str = "text") -> float:

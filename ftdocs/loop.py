@@ -9,7 +9,6 @@ from transformers import get_scheduler
 
 from ftdocs import checkpoints, job, loss, models
 from ftdocs.data.pack import to
-from ftdocs.errors import InputError
 from ftdocs.job import Job
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -19,11 +18,8 @@ def run(work: Job) -> int:
     """Train until ``work.total`` optimiser steps are done, or Ctrl-C; the number of steps that were done.
 
     Raises:
-        InputError: it was started as one of several processes, of which it knows nothing.
         Diverged: the loss became NaN or infinite.
     """
-    if job.processes() > 1:
-        raise InputError("train.engine: loop runs as one process; set train.engine: trainer for several")
     asked, model, progress = work.recipe.train, work.model, work.progress
     device = next(model.parameters()).device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -41,33 +37,32 @@ def run(work: Job) -> int:
     progress.begin(done, work.total)
     model.config.use_cache = False  # with a cache, of no use here, packed documents would see each other
     model.train()
-    mean = 0.0  # of the steps since the last row of the curve
-    for step, micro_batches in enumerate(batches(work, done), start=done + 1):
-        # Every labelled token of the step counts the same, whichever micro-batch it is in.
-        labels = sum(count_labels(batch) for batch in micro_batches)
-        with loss.chunked(model):
+    with loss.chunked(model):
+        for step, micro_batches in enumerate(batches(work, done), start=done + 1):
+            # Every labelled token of the step counts the same, whichever micro-batch it is in.
+            labels = sum(count_labels(batch) for batch in micro_batches)
             for batch in micro_batches:
                 with models.autocast(device, asked.precision):
                     share = model(**to(batch, device)).loss * (count_labels(batch) / labels)
                 share.backward()
-                mean += share.item() / asked.log_every
-        norm = clip_grad_norm_(trained, asked.max_grad_norm)
-        rate = schedule.get_last_lr()[0]
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+                progress.loss_sum += share.item()
+            progress.step_done(step)
+            norm = clip_grad_norm_(trained, asked.max_grad_norm)
+            rate = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
 
-        progress.bar.update()
-        last = step == work.total
-        if step % asked.log_every == 0 or last:
-            progress.write(step, {"loss": mean, "learning_rate": rate, "grad_norm": norm.item()})
-            mean = 0.0
-        if work.held_out and (last or (asked.eval_every and step % asked.eval_every == 0)):
-            work.validate(step)
-        if progress.stop_asked or (step % asked.save_every == 0 if asked.save_every else progress.late()):
-            checkpoints.save(work.folder, step, model, state, progress)
-        if progress.stop_asked:
-            break
+            last = step == work.total
+            if last or step % asked.log_every == 0:
+                row = {"loss": progress.mean_loss(), "learning_rate": rate, "grad_norm": norm.item()}
+                progress.write(step, row)
+            if work.held_out and (last or (asked.eval_every and step % asked.eval_every == 0)):
+                work.validate(step)
+            if progress.stop_asked or (step % asked.save_every == 0 if asked.save_every else progress.late()):
+                checkpoints.save(work.folder, step, model, state, progress)
+            if progress.stop_asked:
+                break
     progress.end()
     return step
 

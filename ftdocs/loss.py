@@ -8,7 +8,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional
-from transformers.loss.loss_utils import ForCausalLMLoss
 
 CHUNK = 256  # positions at once; with 49,152 tokens to choose from, their float32 logits take 50 MB
 
@@ -17,8 +16,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of ``hidden @ weight.T``, with its gradients made on the way, chunk by chunk.
 
     The idea is that of Hsu et al., 2024 (Liger Kernel). ``torch.nn.functional.linear_cross_entropy`` does it too, but
-    with bfloat16 inputs its sum is a bfloat16, good to two digits, and on CPUs it is slower: see
-    ``benchmarks/README.md``.
+    with bfloat16 inputs its sum is a bfloat16, good to two digits.
     """
 
     @staticmethod
@@ -27,8 +25,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """``hidden`` (N, D) and ``weight`` (V, D) of one dtype, ``labels`` (N,) int64: a float32 scalar."""
         total = torch.zeros((), device=hidden.device)
+        # In float32: rounded to bfloat16 after each chunk, the sum over many would be worse than one product.
         by_hidden, by_weight, by_bias = (
-            torch.zeros_like(each) if each is not None and wanted else None
+            torch.zeros_like(each, dtype=torch.float32) if each is not None and wanted else None
             for each, wanted in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
         )
         for start in range(0, len(hidden), CHUNK):
@@ -45,17 +44,17 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             if by_hidden is not None:
                 by_hidden[start : start + CHUNK] = gradient @ weight
             if by_weight is not None:
-                by_weight.addmm_(gradient.T, h)
+                by_weight += gradient.T @ h
             if by_bias is not None:
                 by_bias += gradient.sum(0)
-        ctx.gradients = by_hidden, by_weight, by_bias
+        ctx.gradients, ctx.dtype = (by_hidden, by_weight, by_bias), hidden.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The kept gradients, times that of what was made of the sum."""
         gradients, ctx.gradients = ctx.gradients, None  # as large as the head: not kept for a second time
-        return (*(None if each is None else each.mul_(upstream[0]) for each in gradients), None)
+        return (*(None if each is None else each.mul_(upstream[0]).to(ctx.dtype) for each in gradients), None)
 
 
 def chunked_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) -> torch.Tensor:
@@ -89,14 +88,19 @@ def chunked(model: Any) -> Iterator[None]:
     """Inside the block, ``model(labels=…)`` computes it by :func:`chunked_loss`; its ``logits`` are hidden states.
 
     The output layer hands the hidden states on, and the model's loss function, which Transformers lets one set,
-    multiplies them piece by piece. All else of the forward pass is the model's own, so wrappers for several
-    processes work as ever. A model of which that is not the whole story (a classifier; one that caps or scales its
-    logits; a head that is no plain linear layer) keeps its own loss.
+    multiplies them piece by piece. All else of the forward pass is the model's own. A model of which that is not the
+    whole story (a classifier; one that caps or scales its logits; a head that is no plain linear layer) keeps its loss.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not is_plain(base):
         yield
         return
+    with _handing_on(base):
+        yield
+
+
+@contextmanager
+def _handing_on(base: Any) -> Iterator[None]:
     head: Any = base.get_output_embeddings()
     loss_function = base.loss_function
 
@@ -105,11 +109,15 @@ def chunked(model: Any) -> Iterator[None]:
         items = kwargs.get("num_items_in_batch")  # Trainer divides by the labels of a whole step
         return mean if items is None else mean * (labels[:, 1:] != -100).sum() / items
 
+    before = vars(head).get("forward")  # set already where a block stands within another
     head.forward, base.loss_function = hand_on, from_hidden
     try:
         yield
     finally:
-        del head.forward  # which was the module's own, over the class's
+        if before is None:
+            del head.forward
+        else:
+            head.forward = before
         base.loss_function = loss_function
 
 
@@ -122,13 +130,21 @@ def hand_on(input: torch.Tensor) -> torch.Tensor:
 def is_plain(model: Any) -> bool:
     """Whether a model's loss is cross-entropy of its output layer's product and nothing else, found out by trying."""
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if type(head) is not nn.Linear or model.loss_function is not ForCausalLMLoss:
-        return False
+    if type(head) is not nn.Linear or vars(head).get("forward", hand_on) is not hand_on:
+        return False  # no head, another kind, or one that a library has put a hook on
     ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
     training = model.training
-    logits = model.eval()(input_ids=ids).logits
-    head.forward = hand_on
-    hidden = model(input_ids=ids).logits
-    del head.forward
-    model.train(training)
-    return hidden.shape[-1] == head.in_features and torch.equal(head(hidden), logits)
+    model.eval()
+    try:
+        own = model(input_ids=ids, labels=ids)
+        with _handing_on(model):
+            found = model(input_ids=ids, labels=ids)
+        # The logits to the last bit; the loss but for the rounding of bfloat16 logits.
+        logits = nn.Linear.forward(head, found.logits)
+        return (
+            torch.equal(logits, own.logits) and torch.isclose(found.loss, own.loss, rtol=1e-2).item() is True
+        )
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    finally:
+        model.train(training)

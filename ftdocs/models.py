@@ -22,8 +22,7 @@ from ftdocs.recipe import Recipe
 def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The recipe's base model, on the device, and its tokenizer.
 
-    Only safetensors are read, and no code that comes with a model is run. On a CPU the process keeps the memory
-    that it has taken once (``hardware.reuse_memory``), which speeds up what follows.
+    Only safetensors are read, and no code that comes with a model is run.
 
     Args:
         recipe: names the model and the precision.
@@ -32,8 +31,6 @@ def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedMod
     Raises:
         InputError: no such model, or one without the weights that the task needs.
     """
-    if hardware.device().type == "cpu":
-        hardware.reuse_memory()
     folder = assets.model_path(recipe.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(recipe.train.seed)  # a new classification head starts the same on every run
@@ -53,6 +50,10 @@ def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedMod
             # Decoder classifiers read the last token that is not padding, so they must know which one is.
             model.config.pad_token_id = pad_token_id(tokenizer)
     except ValueError as error:
+        if "does not support an attention implementation" in str(error):
+            raise InputError(
+                f"model: {recipe.model} has no scaled_dot_product_attention, which this needs; choose another"
+            ) from None
         if "Unrecognized configuration class" not in str(error):
             raise
         task = "classify text" if labels else "generate text"
@@ -93,7 +94,10 @@ def load_run(folder: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
 
 def saved_labels(folder: Path) -> list[str] | None:
     """The class names of a run that trained a classifier, else None."""
-    labels: list[str] | None = json.loads((folder / "splits.json").read_text())["labels"]
+    try:
+        labels: list[str] | None = json.loads((folder / "splits.json").read_text())["labels"]
+    except (OSError, ValueError):
+        raise InputError(f"{folder / 'splits.json'}: is damaged or gone; train again") from None
     return labels
 
 

@@ -36,7 +36,7 @@ train:
   seq_len: {seq_len:<18}  # tokens; {longer}
   learning_rate: {learning_rate:<12}  # the first thing to try values of
   seed: 0
-profiles:                      # FTDOCS_PROFILE=smoke tries the recipe in seconds
+profiles:                      # try it in seconds: FTDOCS_PROFILE=smoke ftdocs train {recipe} --output runs/smoke
   smoke: {{data: {{limit: 64}}, train: {{max_steps: 2, batch_size: 2, seq_len: 128}}}}
 """
 PLAIN = re.compile(r"(\.\./)*[^\W\d][\w./ -]*")  # needs no quotes in YAML, if it is not a word such as `true`

@@ -36,7 +36,8 @@ class Progress:
         before: seconds of training in the parts before this one.
         paused: seconds in this part that were no training, such as validations.
         saved: when the last checkpoint was written, by the clock of ``time.perf_counter``.
-        rows: where in the data file the last batch comes from, to name when it breaks the loss.
+        loss_sum: of the losses of the steps since the last row of the curve; ``loss_steps`` counts them.
+        rows: where in the data file the last step comes from, to name when it breaks the loss.
         stop_asked: the user pressed Ctrl-C.
     """
 
@@ -48,6 +49,8 @@ class Progress:
     began: float = field(default_factory=time.perf_counter)
     ended: float = 0.0
     saved: float = field(default_factory=time.perf_counter)
+    loss_sum: float = 0.0
+    loss_steps: int = 0
     rows: list[int] = field(default_factory=list)
     stop_asked: bool = False
 
@@ -58,6 +61,7 @@ class Progress:
         if resumed_from is not None:
             kept = json.loads((resumed_from / "progress.json").read_text())
             progress.tokens, progress.before = kept["tokens"], kept["seconds"]
+            progress.loss_sum, progress.loss_steps = kept["loss_sum"], kept["loss_steps"]
             # Steps after the checkpoint are trained again, so their rows are written again.
             rows = [row for row in runs.read_metrics(folder) if row["step"] <= kept["step"]]
             files.write_atomic(folder / runs.METRICS, "".join(json.dumps(row) + "\n" for row in rows))
@@ -83,6 +87,23 @@ class Progress:
         """Count tokens that go through the model, and remember which rows of the data they come from."""
         self.tokens += tokens
         self.rows = rows
+
+    def step_done(self, step: int) -> None:
+        """Move the bar. A loss that is no number stops the run here, before a checkpoint of it is written.
+
+        Raises:
+            Diverged: the loss of this step is NaN or infinite.
+        """
+        self.bar.update()
+        self.loss_steps += 1
+        if not math.isfinite(self.loss_sum):
+            self.write(step, {"loss": self.loss_sum})
+
+    def mean_loss(self) -> float:
+        """The mean loss of the steps since the last call, over a resume too."""
+        mean = self.loss_sum / max(1, self.loss_steps)
+        self.loss_sum, self.loss_steps = 0.0, 0
+        return mean
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Append a row to ``metrics.jsonl`` and flush it, so that a killed run keeps what it had logged.
@@ -119,7 +140,13 @@ class Progress:
     def keep(self, folder: Path, step: int) -> None:
         """Keep the counts beside a checkpoint."""
         self.saved = time.perf_counter()
-        content = {"step": step, "tokens": self.tokens, "seconds": self.seconds}
+        content = {
+            "step": step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "loss_sum": self.loss_sum,
+            "loss_steps": self.loss_steps,
+        }
         files.write_atomic(folder / "progress.json", json.dumps(content))
 
     def final_loss(self) -> float:

@@ -124,6 +124,13 @@ class Train(Section):
         [], description="further loggers of transformers.Trainer, each a package to be installed"
     )
 
+    @model_validator(mode="after")
+    def loggers_of_trainer(self) -> Self:
+        """The loop writes ``metrics.jsonl`` and nothing else."""
+        if self.engine == "loop" and self.report_to:
+            raise ValueError("`report_to` needs `engine: trainer`; the loop writes metrics.jsonl alone")
+        return self
+
 
 class Recipe(Section):
     """A whole job: a base model, data, a method, a training schedule, and what changes with size."""

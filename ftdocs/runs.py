@@ -122,11 +122,13 @@ def check_same(folder: Path, recipe: Recipe, prints: dict[str, str], resume: boo
     if differing:
         size = "a smoke run (profile smoke)" if environment.get("profile") == "smoke" else "a run"
         parts = ", ".join(
-            f"recipe ({changes(read_recipe(folder), recipe)})" if part == "recipe" else part
+            f"recipe ({changes(read_recipe(folder), recipe)})"
+            if part == "recipe"
+            else {"data": "state of the data"}.get(part, part)
             for part in differing
         )
         raise InputError(
-            f"{folder}: holds {size} with another {parts}; choose another --output, or remove the folder"
+            f"{folder}: holds {size} of another {parts}; choose another --output, or remove the folder"
         )
 
 

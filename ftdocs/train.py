@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ftdocs import assets, card, checkpoints, files, job, loop, models, runs, trainer
+from ftdocs import assets, card, checkpoints, files, hardware, job, loop, models, runs, trainer
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 from ftdocs.job import Job
@@ -36,6 +38,7 @@ def train(
         Interrupted: Ctrl-C; a checkpoint was written.
         Diverged: the loss became NaN or infinite.
     """
+    one_process()
     data_file = prepare.source(recipe.data)
     prints = runs.fingerprint(recipe, data_file)
     folder = output or runs.stored(prints)
@@ -51,10 +54,10 @@ def train(
                 )
             case "unfinished":
                 runs.check_same(folder, recipe, prints, resume=True)
-        return fit(recipe, folder, prints, progress)
+        return fit(recipe, folder, prints, resume, progress)
 
 
-def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) -> runs.Result:
+def fit(recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, progress: bool) -> runs.Result:
     """The run itself: data, model, Trainer, then the weights and the model card."""
     splits = prepare.load_splits(recipe.data, recipe.train.seed)
     is_label = splits.format == "label"
@@ -83,6 +86,10 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
 
     # From here on the folder is a run: all that can be wrong with the input has been found.
     last = checkpoints.last_good(folder)
+    if last is not None:
+        print(f"ftdocs: {folder}: going on after step {checkpoints.step_of(last)}", file=sys.stderr)
+    elif resume:
+        print(f"ftdocs: {folder}: no checkpoint to go on from; starting from the beginning", file=sys.stderr)
     if last is None:
         runs.start(folder, recipe, prints)
     else:
@@ -102,7 +109,7 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
         recipe, folder, splits.format, trainable, tokenizer, train_rows, held_out, packed, total, last, counts
     )
     engine = loop.run if recipe.train.engine == "loop" else trainer.run
-    with counts.stop_on_interrupt():
+    with counts.stop_on_interrupt(), hardware.memory_kept():
         done = engine(work)
     if done < total:
         raise Interrupted(f"{folder}: stopped after step {done}; add --resume to go on")
@@ -113,6 +120,18 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], progress: bool) ->
     runs.finish(folder, result)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
+
+
+def one_process() -> None:
+    """Refuse several processes or GPUs: each process would write the same run, and train as if alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun and accelerate launch set it
+        raise InputError(
+            "started as one of several processes, which is not possible yet; start `ftdocs train` itself"
+        )
+    if torch.cuda.device_count() > 1:
+        raise InputError(
+            f"{torch.cuda.device_count()} GPUs, and a run takes one; choose it: CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def save(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, folder: Path) -> None:

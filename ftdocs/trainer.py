@@ -1,4 +1,4 @@
-"""The engine for scale: the job in the hands of transformers.Trainer, and Accelerate below it."""
+"""The engine that most readers know: the job in the hands of transformers.Trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,6 @@ from torch.nn import functional
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ftdocs import checkpoints, hardware, job, loss, models
-from ftdocs.errors import InputError
 from ftdocs.job import Job
 
 
@@ -16,14 +15,11 @@ def run(work: Job) -> int:
     """Train with ``transformers.Trainer``; the number of optimiser steps that were done.
 
     Raises:
-        InputError: one process sees several GPUs.
         Diverged: the loss became NaN or infinite.
     """
-    if torch.cuda.device_count() > 1 and job.processes() == 1:
-        raise InputError(
-            f"{torch.cuda.device_count()} GPUs and one process; start as many with `accelerate launch -m ftdocs.cli"
-            " train …`, or choose one GPU with CUDA_VISIBLE_DEVICES=0"
-        )
+    if work.resumed_from and checkpoints.step_of(work.resumed_from) >= work.total:
+        checkpoints.load_weights(work.resumed_from, work.model)  # Trainer would make a step more
+        return work.total
     trainer = CountingTrainer(
         model=work.model,
         args=arguments(work),
@@ -52,7 +48,7 @@ def classification_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: 
 
 def arguments(work: Job) -> TrainingArguments:
     """The recipe in the words of ``transformers.TrainingArguments``."""
-    asked, every = work.recipe.train, job.save_steps(work.recipe, work.total)
+    asked = work.recipe.train
     return TrainingArguments(
         output_dir=str(work.folder / "checkpoints"),
         max_steps=work.total,
@@ -70,8 +66,8 @@ def arguments(work: Job) -> TrainingArguments:
         eval_strategy="steps" if work.held_out else "no",
         eval_steps=asked.eval_every or work.total,
         eval_on_start=bool(work.held_out) and work.resumed_from is None,
-        save_strategy="steps" if every else "no",  # Record asks for those by the clock
-        save_steps=every or work.total,
+        save_strategy="steps" if asked.save_every else "no",  # Record asks for those by the clock
+        save_steps=asked.save_every or work.total,
         save_total_limit=2,
         report_to=asked.report_to or "none",
         disable_tqdm=True,  # Progress shows tokens per second beside the loss
@@ -94,6 +90,12 @@ class CountingTrainer(Trainer):
         self.work.progress.count(*inputs.pop("origin"))
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trainer's, whose result is a micro-batch's share of the step's loss."""
+        share = super().training_step(*args, **kwargs)
+        self.work.progress.loss_sum += share.item()
+        return share
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out metrics of ``ftdocs.evaluate``, logged as ``eval_loss`` and so on."""
         named = self.work.validate(self.state.global_step)
@@ -106,7 +108,7 @@ class Record(TrainerCallback):
     """Tells the run's :class:`Progress` what Trainer does, and Trainer what Progress wants."""
 
     def __init__(self, work: Job):
-        self.progress, self.by_the_clock = work.progress, job.save_steps(work.recipe, work.total) is None
+        self.progress, self.by_the_clock = work.progress, work.recipe.train.save_every is None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -118,13 +120,13 @@ class Record(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Write a training row; validations are written where they are made."""
-        if "loss" in logs:
-            row = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
-            self.progress.write(state.global_step, row)
+        if "loss" in logs:  # Trainer's own mean begins anew with a resume; Progress keeps its sum
+            row = {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
+            self.progress.write(state.global_step, {"loss": self.progress.mean_loss(), **row})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar; save by the clock; log the last step whatever ``log_every``; after Ctrl-C, save and stop."""
-        self.progress.bar.update()
+        self.progress.step_done(state.global_step)
         if self.by_the_clock and self.progress.late():
             control.should_save = True
         if state.global_step >= state.max_steps:

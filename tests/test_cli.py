@@ -180,7 +180,7 @@ def test_a_file_given_to_the_wrong_command_names_the_right_one(monkeypatch, caps
     assert "did you mean `ftdocs data inspect reviews.csv`?" in refused(capsys, "data", "reviews.csv")
     for verb in (["new"], ["data", "inspect"]):
         line = refused(capsys, *verb, "reviews.yaml")
-        assert "is a recipe, not data; train with it: ftdocs train reviews.yaml" in line
+        assert "is a recipe, not data; give the data file, and train with: ftdocs train reviews.yaml" in line
     assert "did you mean reviews.csv?" in refused(capsys, "new", "review.csv")
     assert "a run's folder is wanted, not a file; `ftdocs train" in refused(
         capsys, "evaluate", "reviews.yaml"

@@ -105,7 +105,7 @@ BAD_TEXT_FILES = [
     ("a", b"x", "a file without an ending"),
     ("a.csv", b"question,answer\na,b\n", r"\(question, answer\) are no known set; rename question to prompt and"),
     ("a.csv", b"foo,bar\na,b\n", r"\(foo, bar\) are no known set; rename them to one of: messages \| prompt, compl"),
-    ("a.yaml", b"model: x\n", r"a\.yaml: is a recipe, not data; train with it: ftdocs train "),
+    ("a.yaml", b"model: x\n", r"a\.yaml: is a recipe, not data; give the data file, and train with: ftdocs train "),
     ("a.csv", b"prompt,completion,text\na,b,c\n", "fit several formats.*prompt, text"),
     ("a.csv", b"prompt,chosen,rejected\na,b,c\n", "preference pairs .* later version"),
     ("a.csv", b"text,label\na,good\nb,good\n", "every row has the label 'good'"),

@@ -14,12 +14,12 @@ from transformers import (
     Trainer,
 )
 
-from ftdocs import assets, job, loop, runs, trainer
+from ftdocs import assets, checkpoints, job, loop, runs, trainer
 from ftdocs.data import pack
 from ftdocs.job import Job
 from ftdocs.methods.full import train_all
 from ftdocs.methods.lora import add_lora
-from ftdocs.progress import Progress
+from ftdocs.progress import Diverged, Progress
 from ftdocs.recipe import Data, Method, Recipe, Train
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -74,7 +74,9 @@ def same(first: torch.Tensor, second: torch.Tensor, atol: float) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("settings", [{}, {"accumulation": 3}, {"schedule": "cosine", "warmup": 0.2}])
+@pytest.mark.parametrize(
+    "settings", [{"log_every": 3}, {"accumulation": 3}, {"schedule": "cosine", "warmup": 0.2}]
+)
 def test_loop_and_trainer_give_the_same_losses(tmp_path, method, settings):
     for engine in (loop, trainer):
         assert engine.run(work(tmp_path / engine.__name__, method=method, **settings)) == STEPS
@@ -121,6 +123,30 @@ def test_a_run_is_bitwise_repeatable(tmp_path, engine):
         weights.append([parameter.clone() for parameter in each.model.parameters()])
     assert torch.equal(curve(tmp_path / "first"), curve(tmp_path / "second"))
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("engine", [loop, trainer])
+def test_a_run_that_stopped_after_its_last_step_is_not_trained_further(tmp_path, engine, method):
+    """As after a kill, or on a full disk, while the finished model is written."""
+    first = work(tmp_path / "run", method=method, max_steps=4, save_every=4, schedule="constant")
+    assert engine.run(first) == 4
+    again = work(tmp_path / "again", method=method, max_steps=4, save_every=4, schedule="constant")
+    again.resumed_from = checkpoints.last_good(tmp_path / "run")
+    assert engine.run(again) == 4 and len(curve(tmp_path / "again")) == 0
+    for (name, one), (_, other) in zip(
+        first.model.named_parameters(), again.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("engine", [loop, trainer])
+def test_a_loss_that_is_no_number_leaves_no_checkpoint_of_it(tmp_path, engine):
+    each = work(tmp_path, learning_rate=1e30, log_every=12, save_every=1, max_steps=12)
+    with pytest.raises(Diverged) as stopped:
+        engine.run(each)
+    last = checkpoints.last_good(tmp_path)
+    assert last is not None and f"step {checkpoints.step_of(last) + 1}," in str(stopped.value)
 
 
 @pytest.mark.parametrize("engine", [loop, trainer])

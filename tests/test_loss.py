@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn import LinearCrossEntropyOptions, functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
@@ -11,6 +12,8 @@ from transformers import (
     Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 
 from ftdocs.loss import CHUNK, chunked, is_plain
@@ -26,6 +29,19 @@ def llama(tied: bool = True, bias: bool = False) -> LlamaForCausalLM:
     if bias:
         model.lm_head.bias = torch.nn.Parameter(torch.randn(500))
     return model
+
+
+def test_torchs_own_function_rounds_its_sum_to_bfloat16():
+    """Why it is not used; when this fails, look at it again."""
+    hidden, weight = torch.randn(300, 32).bfloat16(), torch.randn(500, 32).bfloat16()
+    total = functional.linear_cross_entropy(
+        hidden,
+        weight,
+        torch.arange(300),
+        reduction="sum",
+        options=LinearCrossEntropyOptions(acc_dtype=torch.float32),
+    )
+    assert total.dtype == torch.bfloat16
 
 
 def batch(length: int = 300) -> dict[str, torch.Tensor]:
@@ -60,15 +76,16 @@ def test_value_and_gradients_are_those_of_the_plain_loss(make):
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-6)
 
 
-def test_in_bfloat16_it_is_as_near_to_the_exact_one_as_the_plain_loss():
-    model, inputs = llama(), batch()
+def test_in_bfloat16_it_is_nearly_as_exact_as_the_plain_loss_however_many_chunks():
+    """Each chunk's product is rounded once, as the plain loss's one product is; their sum is not."""
+    model, inputs = llama(), batch(4000)  # some twenty chunks
     right, exact = loss_and_gradients(model, inputs, within=False)
     errors = []
     for within in (False, True):
         found, gradients = loss_and_gradients(model, inputs, within, torch.bfloat16)
         assert found.dtype == torch.float32 and abs(found - right) < 1e-3 * right
-        errors.append(sum((gradients[n] - exact[n]).norm() / exact[n].norm() for n in exact))
-    assert errors[1] < 1.1 * errors[0]
+        errors.append(sum((gradients[n] - exact[n]).norm() ** 2 for n in exact).sqrt())
+    assert errors[1] < 1.5 * errors[0]
 
 
 def test_it_divides_by_the_labels_of_the_whole_step_as_trainer_asks():
@@ -133,6 +150,27 @@ def test_a_model_that_caps_its_logits_keeps_its_own_loss():
     expected, _ = loss_and_gradients(model, batch(), within=False, use_cache=False)
     found, _ = loss_and_gradients(model, batch(), within=True, use_cache=False)
     assert torch.equal(found, expected)
+
+
+def test_a_model_whose_loss_is_its_own_keeps_it():
+    """XLNet computes its loss in ``forward``, without the shift by one."""
+    torch.manual_seed(0)
+    model = XLNetLMHeadModel(XLNetConfig(vocab_size=500, d_model=32, n_layer=2, n_head=2, d_inner=64)).eval()
+    assert not is_plain(model) and "forward" not in vars(model.get_output_embeddings())
+    inputs = {"input_ids": torch.arange(1, 20)[None], "labels": torch.arange(1, 20)[None]}
+    with chunked(model):
+        found = model(**inputs).loss
+    assert torch.equal(found, model(**inputs).loss)
+
+
+def test_a_block_within_a_block_changes_nothing():
+    model, inputs = llama(), batch()
+    with chunked(model):
+        expected = model(**inputs).loss
+        with chunked(model):
+            assert torch.equal(model(**inputs).loss, expected)
+        assert torch.equal(model(**inputs).loss, expected)
+    assert model(**inputs).logits.shape[-1] == 500
 
 
 def test_a_classifier_keeps_its_own_loss():

@@ -256,12 +256,12 @@ def test_a_finished_run_is_reused_and_another_recipe_is_refused(job, monkeypatch
     assert capsys.readouterr().out == first * 2
     assert run("train", job, "--output", "out", "--set", "train.max_steps=3") == 2
     assert capsys.readouterr().err == (
-        "ftdocs: out: holds a run with another recipe (train.max_steps: 2 there, 3 now);"
+        "ftdocs: out: holds a run of another recipe (train.max_steps: 2 there, 3 now);"
         " choose another --output, or remove the folder\n"
     )
     Path("faq.jsonl").write_text(Path("faq.jsonl").read_text().replace("river", "brook"))
     assert run("train", job, "--output", "out") == 2
-    assert "another data" in capsys.readouterr().err
+    assert "another state of the data" in capsys.readouterr().err
     assert (Path("out") / runs.METRICS).read_text() == written
     assert run("evaluate", "out") == 2  # its test rows may be other ones now
     Path("notes").mkdir()
@@ -280,7 +280,7 @@ def test_a_smoke_run_in_the_way_is_called_one_and_the_differing_keys_are_named(j
     capsys.readouterr()
     assert run("train", job) == 2
     assert capsys.readouterr().err == (
-        "ftdocs: runs/job: holds a smoke run (profile smoke) with another recipe (data.limit: 20 there, not set now;"
+        "ftdocs: runs/job: holds a smoke run (profile smoke) of another recipe (data.limit: 20 there, not set now;"
         " train.max_steps: 1 there, 2 now; train.batch_size: 1 there, 2 now; and 1 more);"
         " choose another --output, or remove the folder\n"
     )
@@ -317,7 +317,13 @@ def curve(folder: Path) -> list[tuple]:
 
 @pytest.mark.parametrize(("engine", "part"), [("trainer", "optimizer.pt"), ("loop", "state.pt")])
 def test_a_killed_run_resumes_bitwise(job, capsys, engine, part):
-    settings = ["train.max_steps=8", "train.save_every=2", "method.dropout=0.1", f"train.engine={engine}"]
+    settings = [
+        "train.max_steps=8",
+        "train.save_every=2",
+        "method.dropout=0.1",
+        "train.log_every=3",
+        f"train.engine={engine}",
+    ]
     settings = [word for setting in settings for word in ("--set", setting)]
     assert run("train", job, *settings, "--output", "whole", "--json") == 0
     process = command("train", job, *settings, "--output", "killed")
@@ -335,7 +341,10 @@ def test_a_killed_run_resumes_bitwise(job, capsys, engine, part):
     assert older is not None and older != newest
     capsys.readouterr()
     assert run("train", job, *settings, "--output", "killed", "--resume", "--json") == 0
-    assert f"{newest}: not whole" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert (
+        f"{newest}: not whole" in told and f"killed: going on after step {checkpoints.step_of(older)}" in told
+    )
     assert curve(Path("killed")) == curve(Path("whole"))
     weights = [next(Path(name, "adapter").glob("*.safetensors")).read_bytes() for name in ("whole", "killed")]
     assert weights[0] == weights[1]
@@ -426,6 +435,27 @@ def test_one_changed_answer_is_noticed_before_it_is_evaluated(job, capsys):
     )
     assert run("evaluate", "out") == 2
     assert "data has changed" in capsys.readouterr().err
+
+
+def test_data_that_are_gone_are_one_line(job, capsys):
+    assert run("train", job, "--output", "out") == 0
+    Path("faq.jsonl").rename("moved.jsonl")
+    for arguments in (("evaluate", "out"), ("train", job), ("train", job, "--output", "out")):
+        capsys.readouterr()
+        assert run(*arguments) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "faq.jsonl: no such file or folder; put it back" in line
+
+
+def test_resuming_says_from_where(job, capsys):
+    assert run("train", job, "--output", "new", "--resume") == 0
+    assert "new: no checkpoint to go on from; starting from the beginning" in capsys.readouterr().err
+
+
+def test_several_processes_are_refused_before_anything_is_written(job, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("train", job, "--output", "out") == 2
+    assert "one of several processes" in capsys.readouterr().err and not Path("out").exists()
 
 
 def test_another_base_model_is_noticed(job, tiny_llama, capsys):

@@ -25,7 +25,19 @@ ALSO_CALLED = {
     "completion": ("answer", "a", "output", "response", "reply", "assistant"),
     "output": ("answer", "response", "completion", "reply"),
     "text": ("sentence", "review", "content", "comment", "document", "message", "tweet", "body"),
-    "label": ("sentiment", "category", "class", "target", "topic", "intent", "emotion", "labels"),
+    "label": (
+        "sentiment",
+        "category",
+        "class",
+        "target",
+        "topic",
+        "intent",
+        "emotion",
+        "labels",
+        "stars",
+        "rating",
+        "score",
+    ),
 }
 # Columns that say where a row is from: they repeat as a label does, and are none.
 ORIGINS = (

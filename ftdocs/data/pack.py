@@ -87,14 +87,13 @@ def collate_padded(rows: list[Row], pad_id: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-@torch.no_grad()
 def check_packing(model: PreTrainedModel) -> None:
     """Raise :class:`InputError` unless two packed documents get the logits that each gets alone.
 
-    Three forwards of a few tokens on the model as it stands (its device, dtype, attention), so it costs
-    nothing beside training. A model may ignore ``position_ids``, or keep documents apart only in a batch
-    of one (FlashAttention). With a key-value cache none keeps them apart, so the cache, of no use in
-    training, is switched off in ``model.config``, as ``transformers.Trainer`` does.
+    Three forwards of a few tokens on the model as it stands (its device, dtype, attention, with gradients as in
+    training), so it costs nothing beside training. A model may ignore ``position_ids``, or keep documents apart
+    only in a batch of one (FlashAttention). With a key-value cache none keeps them apart, so the cache, of no use
+    in training, is switched off in ``model.config``, as ``transformers.Trainer`` does.
     """
     model.config.use_cache = False
     training, vocabulary = model.training, model.config.get_text_config().vocab_size
@@ -120,10 +119,10 @@ def check_packing(model: PreTrainedModel) -> None:
 def _logits(model: PreTrainedModel, documents: list[list[int]]) -> torch.Tensor:
     """Logits of documents packed into one row; ``alone`` goes the plain way, without a word about documents."""
     if len(documents) == 1:
-        return model(input_ids=torch.tensor(documents, device=model.device)).logits.float()
+        return model(input_ids=torch.tensor(documents, device=model.device)).logits.float().detach()
     rows = pack([{"input_ids": ids, "labels": ids, "row": 0} for ids in documents], sum(map(len, documents)))
     batch = to(collate_packed(rows), model.device)
-    return model(**{name: value for name, value in batch.items() if name != "labels"}).logits.float()
+    return model(**{name: value for name, value in batch.items() if name != "labels"}).logits.float().detach()
 
 
 def to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ftdocs.assets import data_path
 from ftdocs.data.chat import IGNORED, encode_chat
 from ftdocs.data.clean import clean_row, deduplicate, prompt_key, text_key
 from ftdocs.data.formats import check, class_names, is_blank, recognise
-from ftdocs.data.read import read_rows
+from ftdocs.data.read import nearest, read_rows
 from ftdocs.data.split import split
 from ftdocs.errors import InputError
 
@@ -62,8 +62,24 @@ class Encoded(list[Row]):
 
 
 def source(data: "Data") -> Path:
-    """The file or folder that a recipe's ``data`` names, made on first use if it is one of the book's."""
-    return Path(data.path) if data.path is not None else data_path(str(data.name))
+    """The file or folder that a recipe's ``data`` names, made on first use if it is one of the book's.
+
+    Raises:
+        InputError: there is none.
+    """
+    if data.path is None:
+        return data_path(str(data.name))
+    if not data.path.exists():
+        near = nearest(data.path)
+        raise InputError(
+            f"{data.path}: no such file or folder; "
+            + (
+                f"did you mean {near}?"
+                if near
+                else "put it back, or change data.path, which starts from the recipe"
+            )
+        )
+    return data.path
 
 
 def load_splits(data: "Data", seed: int = 0) -> Splits:

@@ -37,7 +37,7 @@ def reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     """
     if not path.exists():
         near = nearest(path)
-        mend = f"did you mean {near}?" if near else "check the path (in a recipe it starts from the recipe)"
+        mend = f"did you mean {near}?" if near else "check the path"
         raise InputError(f"{path}: no such file or folder; {mend}")
     if path.is_dir():
         return _folder_reader(path)
@@ -45,7 +45,9 @@ def reader(path: Path) -> Callable[[Path], Iterator[Row]]:
     if ending in READERS:
         return READERS[ending]
     if ending in (".yaml", ".yml"):
-        raise InputError(f"{path}: is a recipe, not data; train with it: ftdocs train {path}")
+        raise InputError(
+            f"{path}: is a recipe, not data; give the data file, and train with: ftdocs train {path}"
+        )
     if ending in DOCUMENTS:
         raise InputError(f"{path}: training on documents ({ending}) comes with a later version; "
                          f"put the text into a JSONL file with a `text` field")  # fmt: skip
