@@ -55,8 +55,9 @@ def prepare(session: nox.Session) -> None:
     # Plain pip and never uv, which takes torch's CUDA build from the index where pip is pointed at another one.
     pip = [str(PYTHON), *"-m pip install --quiet --progress-bar off --disable-pip-version-check".split()]
     session.run(*pip, "--upgrade", "pip>=25.1", external=True)
-    session.run(*pip, "-c", CONSTRAINTS, "-e", ".[docs,test,lint]", external=True)
-    session.run(*pip, "--no-deps", "--require-hashes", "-r", ASSETS, external=True)
+    # Not compiled: Python does that at the first import, for the part of these packages that is imported at all.
+    session.run(*pip, "--no-compile", "-c", CONSTRAINTS, "-e", ".[docs,test,lint]", external=True)
+    session.run(*pip, "--no-compile", "--no-deps", "--require-hashes", "-r", ASSETS, external=True)
     seconds = round(time.monotonic() - started, 1)
     STAMP.write_text(json.dumps({"digest": digest, "seconds": seconds}))
     session.log(f"environment made in {seconds:.0f} s")
