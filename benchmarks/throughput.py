@@ -7,7 +7,8 @@ most 512 tokens, in a process of its own. The contestants take turns, round afte
 machine meets them all. Printed are useful tokens a second (padding does not count, nor does the first step, a
 warm-up), their ratio to the first contestant's, the largest memory of the process, the share of the bfloat16
 matrix-product peak that was measured in the same process (6 FLOPs a trained weight and token, 4 a frozen one), and
-the held-out loss afterwards.
+the held-out loss afterwards. The contestants called trl need that package, which the book does not:
+``python -m pip install --no-deps trl==1.16.0``.
 """
 
 import argparse
