@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LENGTH, TOKENS_A_STEP = 512, 2048
+LENGTH = 512  # tokens of a document at most
 
 
 def documents() -> tuple[list[dict], list[dict], Any]:

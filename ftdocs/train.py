@@ -58,7 +58,7 @@ def train(
 
 
 def fit(recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, progress: bool) -> runs.Result:
-    """The run itself: data, model, Trainer, then the weights and the model card."""
+    """The run itself: data, model, an engine, then the weights and the model card."""
     splits = prepare.load_splits(recipe.data, recipe.train.seed)
     is_label = splits.format == "label"
     for logger in recipe.train.report_to:
@@ -88,12 +88,13 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, prog
     last = checkpoints.last_good(folder)
     if last is not None:
         print(f"ftdocs: {folder}: going on after step {checkpoints.step_of(last)}", file=sys.stderr)
-    elif resume:
-        print(f"ftdocs: {folder}: no checkpoint to go on from; starting from the beginning", file=sys.stderr)
-    if last is None:
-        runs.start(folder, recipe, prints)
-    else:
         runs.go_on(folder, recipe, prints)
+    else:
+        if resume:
+            print(
+                f"ftdocs: {folder}: no checkpoint to go on from; starting from the beginning", file=sys.stderr
+            )
+        runs.start(folder, recipe, prints)
     majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
     saved = {
         "format": splits.format,
