@@ -105,10 +105,10 @@ def column(rows: Sequence[Row], name: str | None) -> tuple[list[Any], np.ndarray
 
     Without a name all rows have one value, None.
     """
+    if name is None:
+        return [None], np.zeros(len(rows), np.int64)
     numbers: dict[Any, int] = {}
-    found = np.fromiter(
-        (numbers.setdefault(row[name] if name else None, len(numbers)) for row in rows), np.int64, len(rows)
-    )
+    found = np.fromiter((numbers.setdefault(row[name], len(numbers)) for row in rows), np.int64, len(rows))
     values = sorted(numbers, key=str)
     return values, np.argsort([numbers[value] for value in values])[found]
 

@@ -38,6 +38,7 @@ class Stored(Sequence[Row]):
         with files.explain_write_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115, it is closed with the last view
+        self._flushed = True
         self.starts, self.sizes = array("Q"), array("Q")  # of each row's bytes in the file
         self.keys = {key: bytearray() for key in keys}
         for row in rows:
@@ -50,6 +51,7 @@ class Stored(Sequence[Row]):
         self.sizes.append(len(content))
         with files.explain_write_errors(self._folder):
             self._file.write(content)
+        self._flushed = False
         for key, found in self.keys.items():
             found += key(row)
 
@@ -74,8 +76,10 @@ class Stored(Sequence[Row]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         start, size = self.starts[index], self.sizes[index]
-        with files.explain_write_errors(self._folder):
-            self._file.flush()
+        if not self._flushed:
+            with files.explain_write_errors(self._folder):
+                self._file.flush()
+            self._flushed = True
         return pickle.loads(os.pread(self._file.fileno(), size, start))
 
     def __eq__(self, other: object) -> bool:
