@@ -228,8 +228,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
     number = 0
     try:
-        # With a buffer it reads on as it goes; without, all of a row group, which may be the whole file.
-        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
+        with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
