@@ -15,6 +15,7 @@ that package, which the book does not: ``python -m pip install --no-deps trl==1.
 import argparse
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -22,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,18 @@ LENGTH = 512  # tokens of a packed row
 TIMES = 10
 
 
-def write_rows(path: Path, count: int) -> None:
-    """Docstrings, over and over, with a first word that no other copy has."""
+def write_rows(path: Path, count: int, copies: int) -> None:
+    """Some docstrings, each so many times with a first word that no other copy has: so many times the tokens, too."""
     from ftdocs import assets
     from ftdocs.data.read import read_rows
 
     texts = [row["text"] for row in read_rows(assets.data_path("docstrings"))]
+    if count > len(texts):
+        sys.exit(f"--rows {count}: there are {len(texts)} docstrings")
+    chosen = random.Random(0).sample(texts, count)
     with path.open("w", encoding="utf-8") as file:
-        for number, text in enumerate(islice(cycle(texts), count)):
-            file.write(json.dumps({"text": f"copy{number // len(texts)} {text}"}) + "\n")
+        for copy in range(copies):
+            file.writelines(json.dumps({"text": f"copy{copy} {text}"}) + "\n" for text in chosen)
 
 
 def ours() -> Callable[[Path], Sequence[dict]]:
@@ -128,7 +131,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
         for rows in counts:
-            write_rows(Path(folder, f"{rows}.jsonl"), rows)
+            write_rows(Path(folder, f"{rows}.jsonl"), options.rows, rows // options.rows)
         for number in range(1, options.rounds + 1):
             for name, rows in found:
                 command = [sys.executable, __file__, name, "--one", str(Path(folder, f"{rows}.jsonl"))]
