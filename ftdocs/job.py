@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ class Job:
     kind: str
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    rows: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
+    rows: Sequence[dict[str, Any]]
+    held_out: Sequence[dict[str, Any]]
     packed: bool
     total: int
     resumed_from: Path | None

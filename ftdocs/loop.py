@@ -78,7 +78,7 @@ def batches(work: Job, done: int) -> Iterator[list[dict[str, Any]]]:
     for step in range(done, work.total):
         epoch, place = divmod(step, steps)
         order = torch.randperm(len(work.rows), generator=torch.Generator().manual_seed(asked.seed + epoch))
-        chosen = [work.rows[index] for index in order[place * size : (place + 1) * size]]
+        chosen = [work.rows[index] for index in order[place * size : (place + 1) * size].tolist()]
         work.progress.count(*work.origin(chosen))
         parts = (
             chosen[start : start + asked.batch_size] for start in range(0, len(chosen), asked.batch_size)
