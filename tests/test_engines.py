@@ -175,7 +175,8 @@ def test_every_row_is_trained_once_an_epoch_in_an_order_of_its_own(tmp_path):
     steps = -(-len(each.rows) // 6)
     each.total = 2 * steps
     seen = [
-        [number for part in step for number in part["position_ids"].shape] for step in loop.batches(each, 0)
+        [number for part, _ in step for number in part["position_ids"].shape]
+        for step in loop.batches(each, 0)
     ]
     assert len(seen) == 2 * steps
     orders = []
@@ -183,7 +184,7 @@ def test_every_row_is_trained_once_an_epoch_in_an_order_of_its_own(tmp_path):
         tokens = []
         each.total = (epoch + 1) * steps
         for micro_batches in loop.batches(each, epoch * steps):
-            tokens += [batch["input_ids"][0].tolist() for batch in micro_batches]
+            tokens += [batch["input_ids"][0].tolist() for batch, _ in micro_batches]
         orders.append(tokens)
     flat = [sorted(token for batch in order for token in batch) for order in orders]
     assert flat[0] == flat[1] == sorted(token for row in each.rows for token in row["input_ids"])
