@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        tell("stopped")
+        tell("stopped", all_know=True)
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
@@ -59,16 +60,22 @@ def main(arguments: list[str] | None = None) -> int:
         if processes.lost(error):
             tell("another process of this run has ended, and so does this one; add --resume to go on")
         elif type(error).__name__ in ("Interrupted", "Diverged"):
-            tell(str(error))
+            tell(str(error), all_know=True)
         else:
             raise
         return 1
     return 0
 
 
-def tell(line: str) -> None:
-    """One line on standard error, from one process."""
-    if processes.is_main():
+def tell(line: str, all_know: bool = False) -> None:
+    """One line on standard error, from one process.
+
+    What is wrong is as a rule wrong in all processes, and a launcher ends the others when the first one ends. So the
+    others give the main one time to speak, and speak themselves only when it has not ended in half a minute.
+    """
+    if not processes.is_main():
+        time.sleep(1 if all_know else 30)
+    if processes.is_main() or not all_know:
         print(f"ftdocs: {line}", file=sys.stderr)
 
 
