@@ -76,9 +76,9 @@ def fingerprint(recipe: Recipe, data_file: Path) -> dict[str, str]:
     }
 
 
-def rows_per_step(recipe: Recipe) -> int:
-    """Rows of an optimiser step, over all micro-batches of all processes."""
-    return recipe.train.batch_size * recipe.train.accumulation * processes.count()
+def rows_per_step(recipe: Recipe, count: int | None = None) -> int:
+    """Rows of an optimiser step, over all micro-batches of all processes: ``count``, or as many as there are."""
+    return recipe.train.batch_size * recipe.train.accumulation * (count or processes.count())
 
 
 def relevant(recipe: Recipe, count: int | None = None) -> dict[str, dict[str, Any]]:
@@ -140,10 +140,18 @@ def check_same(folder: Path, recipe: Recipe, prints: dict[str, str], resume: boo
     differing = [part for part in prints if part in matter and before.get(part) != prints[part]]
     if "recipe" in differing and "spread" in differing:
         differing.remove("spread")  # its keys are named with the recipe's
+    count = environment.get("processes", 1)
+    if resume and differing == ["recipe"] and not changes(read_recipe(folder), recipe, count, spread=False):
+        then = rows_per_step(read_recipe(folder), count)
+        raise InputError(
+            f"{folder}: its steps have {then} rows (train.batch_size × train.accumulation × processes), these would"
+            f" have {rows_per_step(recipe)}; start {count} process{'es' * (count > 1)} as before, or set"
+            f" train.accumulation so that it stays {then}"
+        )
     if differing:
         size = "a smoke run (profile smoke)" if environment.get("profile") == "smoke" else "a run"
         parts = ", ".join(
-            f"recipe ({changes(read_recipe(folder), recipe, environment.get('processes', 1))})"
+            f"recipe ({changes(read_recipe(folder), recipe, count)})"
             if part in ("recipe", "spread")
             else {"data": "state of the data"}.get(part, part)
             for part in differing
@@ -153,17 +161,17 @@ def check_same(folder: Path, recipe: Recipe, prints: dict[str, str], resume: boo
         )
 
 
-def changes(before: Recipe, now: Recipe, count: int) -> str:
+def changes(before: Recipe, now: Recipe, count: int, spread: bool = True) -> str:
     """The first three keys in which two recipes differ, with both values, and how many more there are.
 
-    ``count`` processes trained by the earlier one.
+    ``count`` processes trained by the earlier one. Without ``spread``, what spreads a step's rows is left out.
     """
     old, new = relevant(before, count), relevant(now)
     differing = [
         f"{section}.{key}: {_shown(old[section][key])} there, {_shown(value)} now"
         for section, keys in new.items()
         for key, value in keys.items()
-        if old[section][key] != value
+        if old[section][key] != value and (spread or key not in SPREAD)
     ]
     more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
     return "; ".join(differing[:3] + more)
