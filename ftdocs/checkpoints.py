@@ -13,7 +13,11 @@ from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
@@ -90,10 +94,14 @@ def restore(folder: Path | None, model: nn.Module, optimizer: Optimizer, schedul
     if folder is None:
         return 0
     kept = contents(model, optimizer, schedule)
+    there = distributed_checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
+    averages = kept["optimizer"]["state"]
+    for name in [name for name in averages if f"optimizer.state.{name}.step" not in there]:
+        del averages[name]  # a weight that no gradient had reached had none
     with plain_errors():
         # Into the tensors that are there.
         distributed_checkpoint.load(kept, checkpoint_id=folder, no_dist=processes.count() == 1)
-    set_optimizer_state_dict(model, optimizer, kept["optimizer"])
+    set_optimizer_state_dict(model, optimizer, kept["optimizer"], options=StateDictOptions(strict=False))
     schedule.load_state_dict(kept["schedule"])
     return step_of(folder)
 

@@ -65,14 +65,14 @@ class Job:
         numbers = [number for row in rows for number in row.get("rows") or [row["row"]]]
         return sum(len(row["input_ids"]) for row in rows), numbers
 
-    def order(self, epoch: int) -> list[int]:
-        """The order of the rows in an epoch, from 0.
+    def order(self, epoch: int) -> torch.Tensor:
+        """The order of the rows in an epoch, counted from 0: (rows,), int64.
 
         It depends on nothing but the seed and the epoch, so a resumed run finds its place without keeping one, and
         every process knows it.
         """
         generator = torch.Generator().manual_seed(self.recipe.train.seed + epoch)
-        return torch.randperm(len(self.rows), generator=generator).tolist()
+        return torch.randperm(len(self.rows), generator=generator)
 
     def reseed(self, step: int) -> None:
         """Give dropout numbers of its own in each step (from 1) and process.

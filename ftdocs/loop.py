@@ -60,9 +60,8 @@ def run(work: Job) -> int:
                 progress.write(step, row)
             if work.held_out and (last or (asked.eval_every and step % asked.eval_every == 0)):
                 work.validate(step)
-            if progress.stop_asked or (
-                step % asked.save_every == 0 if asked.save_every else progress.save_due
-            ):
+            due = step % asked.save_every == 0 if asked.save_every else progress.save_due
+            if due or progress.stop_asked:
                 checkpoints.save(work.folder, step, model, optimizer, schedule, progress)
             if progress.stop_asked:
                 break
@@ -81,7 +80,8 @@ def batches(work: Job, done: int) -> Iterator[list[tuple[dict[str, Any], int]]]:
     steps = -(-len(work.rows) // size)  # of an epoch; the last one may be smaller
     for step in range(done, work.total):
         epoch, place = divmod(step, steps)
-        chosen = [work.rows[index] for index in work.order(epoch)[place * size : (place + 1) * size]]
+        order = work.order(epoch)[place * size : (place + 1) * size]
+        chosen = [work.rows[index] for index in order.tolist()]
         parts = [
             chosen[start : start + asked.batch_size] for start in range(0, len(chosen), asked.batch_size)
         ]

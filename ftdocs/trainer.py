@@ -1,6 +1,6 @@
 """The engine that most readers know: the job in the hands of transformers.Trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,8 @@ class Order(Sampler[int]):
     Accelerate would fill up with rows of the epoch's beginning, which would be trained twice.
     """
 
-    def __init__(self, work: Job, step: Any):
-        self.work, self.step = work, step  # a function: the steps done
+    def __init__(self, work: Job, step: Callable[[], int]):
+        self.work, self.step = work, step  # how many steps are done, where an epoch begins
 
     def __len__(self) -> int:
         together = self.work.recipe.train.batch_size * processes.count()
@@ -132,7 +132,8 @@ class Order(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rows = len(self.work.rows)
-        yield from self.work.order(self.step() // -(-rows // runs.rows_per_step(self.work.recipe)))
+        epoch = self.step() // -(-rows // runs.rows_per_step(self.work.recipe))
+        yield from self.work.order(epoch).tolist()
         yield from [rows] * (len(self) - rows)
 
 
