@@ -298,7 +298,7 @@ def command(*arguments: str) -> subprocess.Popen:
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     """Wait until a run has logged ``step``."""
-    for _ in range(1200):
+    for _ in range(6000):  # five minutes: other things may run on this machine
         if (folder / runs.METRICS).is_file() and any(r["step"] >= step for r in runs.read_metrics(folder)):
             return
         if process.poll() is not None:
