@@ -3,15 +3,26 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed.checkpoint as distributed_checkpoint
 from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
 
-from ftdocs import files
+from ftdocs import files, processes
 from ftdocs.progress import Progress
 
 SEAL = "seal.json"
@@ -20,9 +31,9 @@ SEAL = "seal.json"
 def seal(folder: Path) -> None:
     """Write ``seal.json``, the SHA-256 of every file of a checkpoint; without it a checkpoint does not count."""
     sums = {
-        path.name: files.sha256(path)
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != SEAL
+        path.relative_to(folder).as_posix(): files.sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / SEAL
     }
     files.write_atomic(folder / SEAL, json.dumps(sums, indent=1))
 
@@ -51,49 +62,67 @@ def newest_first(run: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def save(run: Path, step: int, model: torch.nn.Module, state: dict[str, Any], progress: Progress) -> None:
+def save(
+    run: Path, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, progress: Progress
+) -> None:
     """Write what a run needs to go on from here, aside first; the newest two checkpoints are kept.
 
-    The weights that are trained, the ``state_dict`` of everything in ``state``, the random number generators' places,
-    and the run's counts.
+    The weights that are trained, AdamW's averages, the schedule and the run's counts. Each process writes its shards,
+    in the format of ``torch.distributed.checkpoint``, which any number of processes reads.
     """
     folder = run / "checkpoints" / f"checkpoint-{step}"
-    shutil.rmtree(folder, ignore_errors=True)  # one that was damaged, and is made again
-    with files.new_folder(folder) as aside:
-        weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-        save_file(
-            {name: weight.contiguous() for name, weight in weights.items()}, aside / "trained.safetensors"
-        )
-        kept: dict[str, Any] = {name: part.state_dict() for name, part in state.items()}
-        kept |= {"step": step, "random": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            kept["random_cuda"] = torch.cuda.get_rng_state()
-        if torch.backends.mps.is_available():
-            kept["random_mps"] = torch.mps.get_rng_state()
-        torch.save(kept, aside / "state.pt")
+    with ExitStack() as main:
+
+        def begin() -> Path:
+            shutil.rmtree(folder, ignore_errors=True)  # one that was damaged, and is made again
+            return main.enter_context(files.new_folder(folder))
+
+        aside = processes.from_main(begin)
+        with plain_errors():
+            kept = contents(model, optimizer, schedule)
+            distributed_checkpoint.save(kept, checkpoint_id=aside, no_dist=processes.count() == 1)
         progress.keep(aside, step)
-        seal(aside)
-    for older in newest_first(run)[2:]:
-        shutil.rmtree(older)
+        if processes.is_main():
+            seal(aside)
+    if processes.is_main():
+        for older in newest_first(run)[2:]:
+            shutil.rmtree(older)
 
 
-def restore(folder: Path, model: torch.nn.Module, state: dict[str, Any]) -> int:
-    """Put the model, everything in ``state`` and the random number generators back; the step that was done."""
-    missing, unknown = model.load_state_dict(load_file(folder / "trained.safetensors"), strict=False)
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if unknown or trained & set(missing):
-        raise ValueError(
-            f"{folder}: other weights are trained now: {sorted(unknown) or sorted(trained & set(missing))}"
-        )
-    kept = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")  # maybe from another device
-    for name, part in state.items():
-        part.load_state_dict(kept[name])
-    torch.set_rng_state(kept["random"])
-    if torch.cuda.is_available() and "random_cuda" in kept:
-        torch.cuda.set_rng_state(kept["random_cuda"])
-    if torch.backends.mps.is_available() and "random_mps" in kept:
-        torch.mps.set_rng_state(kept["random_mps"])
-    return int(kept["step"])
+def restore(folder: Path | None, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> int:
+    """Put the model, the optimiser and the schedule back; the step that was done, 0 where there is no checkpoint."""
+    if folder is None:
+        return 0
+    kept = contents(model, optimizer, schedule)
+    there = distributed_checkpoint.FileSystemReader(folder).read_metadata().state_dict_metadata
+    averages = kept["optimizer"]["state"]
+    for name in [name for name in averages if f"optimizer.state.{name}.step" not in there]:
+        del averages[name]  # a weight that no gradient had reached had none
+    with plain_errors():
+        # Into the tensors that are there.
+        distributed_checkpoint.load(kept, checkpoint_id=folder, no_dist=processes.count() == 1)
+    set_optimizer_state_dict(model, optimizer, kept["optimizer"], options=StateDictOptions(strict=False))
+    schedule.load_state_dict(kept["schedule"])
+    return step_of(folder)
+
+
+def contents(model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
+    """What a checkpoint holds, by name and not by place."""
+    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    return {
+        "model": trained,
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+        "schedule": schedule.state_dict(),
+    }
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Inside the block, what goes wrong in any process is raised in all, as what it was."""
+    try:
+        yield
+    except CheckpointException as error:  # no Exception, so that nothing would handle it
+        raise next(iter(error.failures.values()))[0] from None
 
 
 def step_of(folder: Path) -> int:
@@ -116,5 +145,7 @@ class Seal(TrainerCallback):
     """Seals each checkpoint that transformers.Trainer writes; it stands last, after all that add files to it."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Seal the checkpoint of this step."""
-        seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        """Seal the checkpoint of this step, when every process has written its part."""
+        processes.barrier()
+        if processes.is_main():
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")

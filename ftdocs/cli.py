@@ -5,13 +5,14 @@ import difflib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dotenv import load_dotenv
 
-from ftdocs import __version__
+from ftdocs import __version__, processes
 from ftdocs.errors import InputError
 
 # Modules that import torch are imported by the verbs that need them, so that `--help` answers at once.
@@ -41,29 +42,41 @@ def main(arguments: list[str] | None = None) -> int:
         options = parser().parse_args(arguments)
         options.verb(options)
     except InputError as error:
-        print(f"ftdocs: {error}", file=sys.stderr)
+        tell(str(error))
         return 2
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("ftdocs: stopped", file=sys.stderr)
+        tell("stopped", all_know=True)
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package == "ftdocs":
             raise
-        print(
-            f"ftdocs: {package} is not installed; `ftdocs doctor` shows the command that mends it",
-            file=sys.stderr,
-        )
+        tell(f"{package} is not installed; `ftdocs doctor` shows the command that mends it")
         return 2
     except Exception as error:
-        if type(error).__name__ not in ("Interrupted", "Diverged"):
+        if processes.lost(error):
+            tell("another process of this run has ended, and so does this one; add --resume to go on")
+        elif type(error).__name__ in ("Interrupted", "Diverged"):
+            tell(str(error), all_know=True)
+        else:
             raise
-        print(f"ftdocs: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def tell(line: str, all_know: bool = False) -> None:
+    """One line on standard error, from one process.
+
+    What is wrong is as a rule wrong in all processes, and a launcher ends the others when the first one ends. So the
+    others give the main one time to speak, and speak themselves only when it has not ended in half a minute.
+    """
+    if not processes.is_main():
+        time.sleep(1 if all_know else 30)
+    if processes.is_main() or not all_know:
+        print(f"ftdocs: {line}", file=sys.stderr)
 
 
 def quiet_libraries() -> None:
@@ -76,6 +89,7 @@ def quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONWARNINGS": "ignore",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
     import warnings
@@ -241,6 +255,8 @@ def train(options: argparse.Namespace) -> None:
     output = options.output or Path("runs") / options.recipe.stem
     before = runs.state(output)
     result = run(recipe, output, resume=options.resume, progress=not options.json)
+    if not processes.is_main():
+        return None
     if before == "finished":
         print(f"ftdocs: {output} was trained already with this recipe; nothing was done", file=sys.stderr)
     if options.json:

@@ -33,11 +33,15 @@ DOWNLOADS = {"linux cuda": "2.7 GB", "linux cpu": "0.2 GB", "macos": "0.1 GB", "
 
 
 def device() -> "torch.device":
-    """The device to train on: CUDA if there is one, else Apple's MPS, else the CPU."""
+    """The device to train on: CUDA if there is one, else Apple's MPS, else the CPU.
+
+    Of several processes on one machine, each gets the GPU that its launcher's ``LOCAL_RANK`` names.
+    """
     import torch
 
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        place = os.environ.get("LOCAL_RANK")
+        return torch.device("cuda") if place is None else torch.device("cuda", int(place))
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 

@@ -1,6 +1,7 @@
 """A training job: what both engines are given, and the few numbers that they must agree on."""
 
 import math
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ftdocs import evaluate, models
+from ftdocs import evaluate, models, processes, runs
 from ftdocs.data import pack
+from ftdocs.data.chat import IGNORED
 from ftdocs.progress import Progress
 from ftdocs.recipe import Recipe
 
@@ -59,9 +61,28 @@ class Job:
 
     @staticmethod
     def origin(rows: list[dict[str, Any]]) -> tuple[int, list[int]]:
-        """How many tokens some rows have, and which rows of the data file they come from."""
+        """How many tokens some rows have, and which rows of the data file they come from; :func:`filling` is no row."""
+        rows = [row for row in rows if not row.get("filling")]
         numbers = [number for row in rows for number in row.get("rows") or [row["row"]]]
         return sum(len(row["input_ids"]) for row in rows), numbers
+
+    def order(self, epoch: int) -> torch.Tensor:
+        """The order of the rows in an epoch, counted from 0: (rows,), int64.
+
+        It depends on nothing but the seed and the epoch, so a resumed run finds its place without keeping one, and
+        every process knows it.
+        """
+        generator = torch.Generator().manual_seed(self.recipe.train.seed + epoch)
+        return torch.randperm(len(self.rows), generator=generator)
+
+    def reseed(self, step: int) -> None:
+        """Give dropout numbers of its own in each step (from 1) and process.
+
+        Made from the seed instead of kept in a checkpoint, so that a resume may have another number of processes.
+        """
+        torch.manual_seed(
+            random.Random(f"{self.recipe.train.seed} {step} {processes.rank()}").getrandbits(63)
+        )
 
     def validate(self, step: int) -> dict[str, float]:
         """Held-out metrics, as ``eval_loss`` and so on, also written to the curve."""
@@ -69,15 +90,22 @@ class Job:
         found = evaluate.metrics(
             self.model, self.held_out, self.tokenizer, self.kind, precision=self.recipe.train.precision
         )
+        processes.reshard(self.model)
         return self.progress.validate(step, found, time.perf_counter() - start)
 
 
+def filling(row: dict[str, Any]) -> dict[str, Any]:
+    """A row that trains nothing, in a place for which there is no row: ``row`` without its labels."""
+    if "label" in row:
+        return {**row, "label": IGNORED, "filling": True}
+    return {**row, "labels": [IGNORED] * len(row["labels"]), "filling": True}
+
+
 def steps(recipe: Recipe, sequences: int) -> int:
-    """Optimiser steps of the run; the last, smaller batch of an epoch counts."""
+    """Optimiser steps of the run; the last, smaller one of an epoch counts."""
     if recipe.train.max_steps:
         return recipe.train.max_steps
-    batches = math.ceil(sequences / recipe.train.batch_size)
-    return max(1, math.ceil(recipe.train.epochs * math.ceil(batches / recipe.train.accumulation)))
+    return max(1, math.ceil(recipe.train.epochs * math.ceil(sequences / runs.rows_per_step(recipe))))
 
 
 def learning_rate(recipe: Recipe, kind: str = "text") -> float:
@@ -97,7 +125,8 @@ def warmup_steps(recipe: Recipe, total: int) -> int:
 def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's parameter groups: matrices decay, biases and the weights of norms do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
+    groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]  # adapters are matrices alone

@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
 
-from ftdocs import checkpoints, job, loss, models
+from ftdocs import checkpoints, job, loss, models, processes, runs
 from ftdocs.data.pack import to
 from ftdocs.job import Job
 
@@ -22,32 +22,33 @@ def run(work: Job) -> int:
     """
     asked, model, progress = work.recipe.train, work.model, work.progress
     device = next(model.parameters()).device
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    # AdamW keeps two averages for each weight; the schedule raises the learning rate, then lets it fall to 0.
-    groups = job.decay_groups(model, asked.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=work.learning_rate, fused=True)
-    warmup = job.warmup_steps(work.recipe, work.total)
-    schedule = get_scheduler(SCHEDULES[asked.schedule], optimizer, warmup, work.total)
-    state = {"optimizer": optimizer, "schedule": schedule}
-    step = done = checkpoints.restore(work.resumed_from, model, state) if work.resumed_from else 0
-
-    if work.held_out and done == 0:
-        work.validate(done)
-    progress.begin(done, work.total)
     model.config.use_cache = False  # with a cache, of no use here, packed documents would see each other
-    model.train()
     with loss.chunked(model):
+        processes.shard(model)  # where there are several
+
+        # AdamW keeps two averages for each weight; the schedule raises the learning rate, then lets it fall to 0.
+        groups = job.decay_groups(model, asked.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=work.learning_rate, fused=True)
+        warmup = job.warmup_steps(work.recipe, work.total)
+        schedule = get_scheduler(SCHEDULES[asked.schedule], optimizer, warmup, work.total)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        step = done = checkpoints.restore(work.resumed_from, model, optimizer, schedule)
+
+        if work.held_out and done == 0:
+            work.validate(done)
+        progress.begin(done, work.total)
+        model.train()
         for step, micro_batches in enumerate(batches(work, done), start=done + 1):
-            # Every labelled token of the step counts the same, whichever micro-batch it is in.
-            labels = sum(count_labels(batch) for batch in micro_batches)
-            for batch in micro_batches:
+            work.reseed(step)
+            # Every labelled token of the step counts the same, whichever micro-batch and process it is in.
+            [labels] = processes.total(sum(count for _, count in micro_batches))
+            for batch, count in micro_batches:
                 with models.autocast(device, asked.precision):
-                    share = model(**to(batch, device)).loss * (count_labels(batch) / labels)
+                    share = model(**to(batch, device)).loss * (count / labels)
                 share.backward()
-                progress.loss_sum += share.item()
+                progress.step_loss += share.item()
             progress.step_done(step)
-            norm = clip_grad_norm_(trained, asked.max_grad_norm)
+            norm = processes.whole(clip_grad_norm_(trained, asked.max_grad_norm))
             rate = schedule.get_last_lr()[0]
             optimizer.step()
             schedule.step()
@@ -59,31 +60,37 @@ def run(work: Job) -> int:
                 progress.write(step, row)
             if work.held_out and (last or (asked.eval_every and step % asked.eval_every == 0)):
                 work.validate(step)
-            if progress.stop_asked or (step % asked.save_every == 0 if asked.save_every else progress.late()):
-                checkpoints.save(work.folder, step, model, state, progress)
+            due = step % asked.save_every == 0 if asked.save_every else progress.save_due
+            if due or progress.stop_asked:
+                checkpoints.save(work.folder, step, model, optimizer, schedule, progress)
             if progress.stop_asked:
                 break
     progress.end()
     return step
 
 
-def batches(work: Job, done: int) -> Iterator[list[dict[str, Any]]]:
-    """The micro-batches of each step after ``done``; every epoch has an order of its own, made from the seed.
+def batches(work: Job, done: int) -> Iterator[list[tuple[dict[str, Any], int]]]:
+    """This process's micro-batches of each step after ``done``, each with the number of its labels that count.
 
-    The order depends on nothing but the seed and the epoch, so a resumed run finds its place without keeping one.
+    Micro-batches are dealt out in turn. All processes take the same number of them, since they go through the layers
+    together: where too few are left at the end of an epoch, one takes a row once more, of which no label counts.
     """
     asked = work.recipe.train
-    size = asked.batch_size * asked.accumulation
+    size = runs.rows_per_step(work.recipe)
     steps = -(-len(work.rows) // size)  # of an epoch; the last one may be smaller
     for step in range(done, work.total):
         epoch, place = divmod(step, steps)
-        order = torch.randperm(len(work.rows), generator=torch.Generator().manual_seed(asked.seed + epoch))
-        chosen = [work.rows[index] for index in order[place * size : (place + 1) * size].tolist()]
-        work.progress.count(*work.origin(chosen))
-        parts = (
+        order = work.order(epoch)[place * size : (place + 1) * size]
+        chosen = [work.rows[index] for index in order.tolist()]
+        parts = [
             chosen[start : start + asked.batch_size] for start in range(0, len(chosen), asked.batch_size)
-        )
-        yield [work.collate(part) for part in parts]
+        ]
+        mine = parts[processes.rank() :: processes.count()]
+        work.progress.count(*work.origin([row for part in mine for row in part]))
+        micro_batches = [(batch, count_labels(batch)) for batch in map(work.collate, mine)]
+        if len(mine) * processes.count() < len(parts):
+            micro_batches.append((work.collate(chosen[:1]), 0))
+        yield micro_batches
 
 
 def count_labels(batch: dict[str, Any]) -> int:

@@ -9,6 +9,8 @@ from peft import PeftModel
 from torch import nn
 from torch.nn import functional
 
+from ftdocs import processes
+
 CHUNK = 256  # positions at once; with 49,152 tokens to choose from, their float32 logits take 50 MB
 
 
@@ -57,7 +59,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return (*(None if each is None else each.mul_(upstream[0]).to(ctx.dtype) for each in gradients), None)
 
 
-def chunked_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+def chunked_loss(
+    hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor, items: torch.Tensor | int | None = None
+) -> torch.Tensor:
     """Mean cross-entropy in nats over the labelled positions, without the logits of all positions at once.
 
     Each chunk's logits are made, used for the loss and at once for its gradient, and dropped. Positions without a
@@ -67,9 +71,10 @@ def chunked_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) ->
         hidden: (B, T, D), the last layer's output.
         head: the output layer, D to V, its weight perhaps that of the embedding.
         labels: (B, T), int64; position t is asked for the label at t + 1; -100 is not trained.
+        items: what the sum is divided by, instead of the number of labelled positions.
 
     Returns:
-        A scalar, float32. NaN where no position has a label, as torch's ``cross_entropy``.
+        A scalar, float32. NaN where no position has a label and no ``items`` are given, as torch's ``cross_entropy``.
     """
     wanted = functional.pad(labels[:, 1:], (0, 1), value=-100)
     kept = wanted != -100
@@ -80,7 +85,7 @@ def chunked_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) ->
         weight, bias = weight.detach(), None if bias is None else bias.detach()
     with torch.autocast(hidden.device.type, enabled=False):
         total: torch.Tensor = ChunkedCrossEntropy.apply(hidden[kept].to(dtype), weight, bias, wanted[kept])
-    return total / kept.sum()
+    return total / (kept.sum() if items is None else items)
 
 
 @contextmanager
@@ -92,7 +97,8 @@ def chunked(model: Any) -> Iterator[None]:
     whole story (a classifier; one that caps or scales its logits; a head that is no plain linear layer) keeps its loss.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not is_plain(base):
+    # A model in shards cannot be tried out here; whoever took it apart stands in such a block already.
+    if processes.is_sharded(model) or not is_plain(base):
         yield
         return
     with _handing_on(base):
@@ -105,9 +111,8 @@ def _handing_on(base: Any) -> Iterator[None]:
     loss_function = base.loss_function
 
     def from_hidden(logits: torch.Tensor, labels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        mean = chunked_loss(logits, head, labels)
-        items = kwargs.get("num_items_in_batch")  # Trainer divides by the labels of a whole step
-        return mean if items is None else mean * (labels[:, 1:] != -100).sum() / items
+        # Trainer divides by the labels of a whole step, of which this batch may have none.
+        return chunked_loss(logits, head, labels, kwargs.get("num_items_in_batch"))
 
     before = vars(head).get("forward")  # set already where a block stands within another
     head.forward, base.loss_function = hand_on, from_hidden

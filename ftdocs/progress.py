@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ftdocs import files, runs
+from ftdocs import files, processes, runs
 
 SAVE_SECONDS = 120.0  # between checkpoints, where the recipe does not count them in steps
 
@@ -30,6 +30,8 @@ class Diverged(RuntimeError):
 class Progress:
     """Counts, clock, curve and bar of a run; both engines write through it.
 
+    Each process has one. What a step adds is summed over all of them when it is done, and the main one writes.
+
     Attributes:
         folder: the run's folder.
         tokens: tokens that went through the model so far, over all parts of a resumed run; padding is not counted.
@@ -37,8 +39,10 @@ class Progress:
         paused: seconds in this part that were no training, such as validations.
         saved: when the last checkpoint was written, by the clock of ``time.perf_counter``.
         loss_sum: of the losses of the steps since the last row of the curve; ``loss_steps`` counts them.
-        rows: where in the data file the last step comes from, to name when it breaks the loss.
-        stop_asked: the user pressed Ctrl-C.
+        step_loss: this process's share of the loss of the step that is under way; ``step_tokens`` of its tokens.
+        rows: where in the data file this process's part of the last step comes from, to name when it breaks the loss.
+        interrupted: the user pressed Ctrl-C; ``stop_asked`` says so when every process knows, after a step.
+        save_due: the last checkpoint was so long ago that another one is due by the clock.
     """
 
     folder: Path
@@ -51,12 +55,17 @@ class Progress:
     saved: float = field(default_factory=time.perf_counter)
     loss_sum: float = 0.0
     loss_steps: int = 0
+    step_loss: float = 0.0
+    step_tokens: int = 0
     rows: list[int] = field(default_factory=list)
+    interrupted: bool = False
     stop_asked: bool = False
+    save_due: bool = False
 
     @classmethod
     def start(cls, folder: Path, resumed_from: Path | None, show: bool = False) -> "Progress":
         """The counts of a new run, or those kept beside the checkpoint that it goes on from."""
+        show = show and processes.is_main()
         progress = cls(folder, tqdm(desc="training", unit="step", disable=not show))
         if resumed_from is not None:
             kept = json.loads((resumed_from / "progress.json").read_text())
@@ -64,7 +73,8 @@ class Progress:
             progress.loss_sum, progress.loss_steps = kept["loss_sum"], kept["loss_steps"]
             # Steps after the checkpoint are trained again, so their rows are written again.
             rows = [row for row in runs.read_metrics(folder) if row["step"] <= kept["step"]]
-            files.write_atomic(folder / runs.METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            processes.from_main(lambda: files.write_atomic(folder / runs.METRICS, text))
         return progress
 
     @property
@@ -85,18 +95,28 @@ class Progress:
 
     def count(self, tokens: int, rows: list[int]) -> None:
         """Count tokens that go through the model, and remember which rows of the data they come from."""
-        self.tokens += tokens
+        self.step_tokens += tokens
         self.rows = rows
 
     def step_done(self, step: int) -> None:
-        """Move the bar. A loss that is no number stops the run here, before a checkpoint of it is written.
+        """Sum the step's counts over all processes, let them agree on what comes next, and move the bar.
+
+        A loss that is no number stops the run here, before a checkpoint of it is written.
 
         Raises:
             Diverged: the loss of this step is NaN or infinite.
         """
+        late = time.perf_counter() - self.saved > SAVE_SECONDS
+        loss, tokens, interrupted, due = processes.total(
+            self.step_loss, self.step_tokens, self.interrupted, late
+        )
+        self.step_loss, self.step_tokens = 0.0, 0
+        self.loss_sum, self.tokens = self.loss_sum + loss, self.tokens + int(tokens)
+        self.stop_asked, self.save_due = interrupted > 0, due > 0
         self.bar.update()
         self.loss_steps += 1
         if not math.isfinite(self.loss_sum):
+            self.rows = [row for rows in processes.gathered(self.rows) for row in rows]
             self.write(step, {"loss": self.loss_sum})
 
     def mean_loss(self) -> float:
@@ -108,6 +128,8 @@ class Progress:
     def write(self, step: int, row: dict[str, float]) -> None:
         """Append a row to ``metrics.jsonl`` and flush it, so that a killed run keeps what it had logged.
 
+        Every process comes here with the same row, and the main one writes it.
+
         Raises:
             Diverged: the row's loss is NaN or infinite.
         """
@@ -116,8 +138,9 @@ class Progress:
             self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s")
         # JSON has no NaN: what is no number is null.
         written = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        with open(self.folder / runs.METRICS, "a") as file:
-            file.write(json.dumps({"step": step, **written, "time": round(time.time(), 3)}) + "\n")
+        if processes.is_main():
+            with open(self.folder / runs.METRICS, "a") as file:
+                file.write(json.dumps({"step": step, **written, "time": round(time.time(), 3)}) + "\n")
         loss = row.get("loss", row.get("eval_loss", 0.0))
         if not math.isfinite(loss):
             raise Diverged(
@@ -133,13 +156,11 @@ class Progress:
         self.write(step, named)
         return named
 
-    def late(self) -> bool:
-        """Whether the last checkpoint was so long ago that another one is due by the clock."""
-        return time.perf_counter() - self.saved > SAVE_SECONDS
-
     def keep(self, folder: Path, step: int) -> None:
         """Keep the counts beside a checkpoint."""
         self.saved = time.perf_counter()
+        if not processes.is_main():
+            return
         content = {
             "step": step,
             "tokens": self.tokens,
@@ -157,15 +178,18 @@ class Progress:
 
     @contextmanager
     def stop_on_interrupt(self) -> Iterator[None]:
-        """Inside the block, the first Ctrl-C asks to finish the step and save; a second one stops at once."""
+        """Inside the block, the first Ctrl-C asks to finish the step and save; a second one stops at once.
+
+        Launchers hand Ctrl-C on to each process.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread can be interrupted
             return
 
         def ask(number: int, frame: Any) -> None:
-            if self.stop_asked:
+            if self.interrupted:
                 raise KeyboardInterrupt
-            self.stop_asked = True
+            self.interrupted = True
 
         before = signal.signal(signal.SIGINT, ask)
         try:

@@ -89,8 +89,10 @@ class Train(Section):
 
     epochs: float = Field(1.0, gt=0, description="passes over the training rows; max_steps wins over it")
     max_steps: int | None = Field(None, ge=1, description="optimiser steps, instead of epochs")
-    batch_size: int = Field(8, ge=1, description="sequences per device and micro-batch")
-    accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    batch_size: int = Field(
+        8, ge=1, description="sequences per device (each process has one) and micro-batch"
+    )
+    accumulation: int = Field(1, ge=1, description="micro-batches per device and optimiser step")
     seq_len: int = Field(512, ge=8, description="tokens of a training sequence")
     learning_rate: float | None = Field(
         None,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import filelock
 
-from ftdocs import assets, files, hardware
+from ftdocs import assets, files, hardware, processes
 from ftdocs.errors import InputError
 from ftdocs.fingerprint import code_fingerprint
 from ftdocs.recipe import Recipe
@@ -29,6 +29,8 @@ RECIPE, ENVIRONMENT, METRICS, SPLITS, RESULT, CARD = (
 )
 # Keys that do not change the trained weights, so that a run is reused whatever they are.
 IRRELEVANT = {"train": {"save_every", "report_to"}, "data": {"path", "name"}}
+# How a step's rows are spread; their product is what the weights depend on.
+SPREAD = ("batch_size", "accumulation", "processes")
 
 FEW = 30  # held-out rows: with fewer, one answer more or less is over three points of accuracy
 
@@ -55,9 +57,17 @@ class Result:
 
 
 def fingerprint(recipe: Recipe, data_file: Path) -> dict[str, str]:
-    """What the outcome of a run depends on, part by part: recipe, model, data, code, versions and device."""
+    """What the outcome of a run depends on, part by part: recipe, model, data, code, versions, device and spread.
+
+    A step's rows are ``batch_size`` × ``accumulation`` × processes. Their number is a part of the recipe. How they are
+    spread changes the rounding alone: a run may be resumed with another spread, say by one process and twice the
+    accumulation, but a finished one is not reused, since it also says how fast it was.
+    """
+    kept = relevant(recipe)
+    rest = {key: value for key, value in kept["train"].items() if key not in SPREAD}
     return {
-        "recipe": _digest(relevant(recipe)),
+        "recipe": _digest({**kept, "train": {**rest, "rows_per_step": rows_per_step(recipe)}}),
+        "spread": _digest([kept["train"][key] for key in SPREAD]),
         "model": folder_fingerprint(assets.model_path(recipe.model)),
         "data": data_fingerprint(data_file),
         "code": code_fingerprint("ftdocs.train"),
@@ -66,9 +76,18 @@ def fingerprint(recipe: Recipe, data_file: Path) -> dict[str, str]:
     }
 
 
-def relevant(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """The sections of a recipe without what changes no weights, and without the model, a part of its own."""
-    return recipe.model_dump(mode="json", exclude={"profiles": True, "model": True, **IRRELEVANT})
+def rows_per_step(recipe: Recipe, count: int | None = None) -> int:
+    """Rows of an optimiser step, over all micro-batches of all processes: ``count``, or as many as there are."""
+    return recipe.train.batch_size * recipe.train.accumulation * (count or processes.count())
+
+
+def relevant(recipe: Recipe, count: int | None = None) -> dict[str, dict[str, Any]]:
+    """The sections of a recipe without what changes no weights, and without the model, a part of its own.
+
+    ``train`` has the number of processes too: ``count``, or as many as there are.
+    """
+    kept = recipe.model_dump(mode="json", exclude={"profiles": True, "model": True, **IRRELEVANT})
+    return {**kept, "train": {**kept["train"], "processes": count or processes.count()}}
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -119,11 +138,21 @@ def check_same(folder: Path, recipe: Recipe, prints: dict[str, str], resume: boo
     before = environment["fingerprint"]
     matter = {"recipe", "model", "data"} if resume else set(prints)
     differing = [part for part in prints if part in matter and before.get(part) != prints[part]]
+    if "recipe" in differing and "spread" in differing:
+        differing.remove("spread")  # its keys are named with the recipe's
+    count = environment.get("processes", 1)
+    if resume and differing == ["recipe"] and not changes(read_recipe(folder), recipe, count, spread=False):
+        then = rows_per_step(read_recipe(folder), count)
+        raise InputError(
+            f"{folder}: its steps have {then} rows (train.batch_size × train.accumulation × processes), these would"
+            f" have {rows_per_step(recipe)}; start {count} process{'es' * (count > 1)} as before, or set"
+            f" train.accumulation so that it stays {then}"
+        )
     if differing:
         size = "a smoke run (profile smoke)" if environment.get("profile") == "smoke" else "a run"
         parts = ", ".join(
-            f"recipe ({changes(read_recipe(folder), recipe)})"
-            if part == "recipe"
+            f"recipe ({changes(read_recipe(folder), recipe, count)})"
+            if part in ("recipe", "spread")
             else {"data": "state of the data"}.get(part, part)
             for part in differing
         )
@@ -132,14 +161,17 @@ def check_same(folder: Path, recipe: Recipe, prints: dict[str, str], resume: boo
         )
 
 
-def changes(before: Recipe, now: Recipe) -> str:
-    """The first three keys in which two recipes differ, with both values, and how many more there are."""
-    old, new = relevant(before), relevant(now)
+def changes(before: Recipe, now: Recipe, count: int, spread: bool = True) -> str:
+    """The first three keys in which two recipes differ, with both values, and how many more there are.
+
+    ``count`` processes trained by the earlier one. Without ``spread``, what spreads a step's rows is left out.
+    """
+    old, new = relevant(before, count), relevant(now)
     differing = [
         f"{section}.{key}: {_shown(old[section][key])} there, {_shown(value)} now"
         for section, keys in new.items()
         for key, value in keys.items()
-        if old[section][key] != value
+        if old[section][key] != value and (spread or key not in SPREAD)
     ]
     more = [f"and {len(differing) - 3} more"] if len(differing) > 3 else []
     return "; ".join(differing[:3] + more)
@@ -151,24 +183,28 @@ def _shown(value: Any) -> str:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep ``folder`` for this process alone.
+    """Keep ``folder`` for this process alone, or for those that train one model together.
 
     Raises:
         InputError: another process is writing to it; or it cannot be made.
     """
-    with files.explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        mine = filelock.FileLock(folder / ".lock", timeout=0)
-        try:
-            mine.acquire()
-        except filelock.Timeout:
-            raise InputError(
-                f"{folder}: another process is writing this run; wait, or choose another --output"
-            ) from None
+    mine = filelock.FileLock(folder / ".lock", timeout=0)
+
+    def take() -> None:
+        with files.explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                mine.acquire()
+            except filelock.Timeout:
+                raise InputError(
+                    f"{folder}: another process is writing this run; wait, or choose another --output"
+                ) from None
+
+    processes.from_main(take)
     try:
         yield
     finally:
-        if [path.name for path in folder.iterdir()] == [".lock"]:
+        if processes.is_main() and [path.name for path in folder.iterdir()] == [".lock"]:
             shutil.rmtree(folder)  # nothing was begun, so nothing is left behind
         mine.release()
 
@@ -190,6 +226,7 @@ def here(recipe: Recipe, prints: dict[str, str]) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": hardware.device_name(),
+        "processes": processes.count(),
         "profile": hardware.profile(),
         "versions": hardware.versions(),
         "model_source": {
@@ -205,6 +242,7 @@ def go_on(folder: Path, recipe: Recipe, prints: dict[str, str]) -> None:
     earlier = [*before.pop("resumed_from", []), before]
     content = {**here(recipe, prints), "resumed_from": earlier}
     files.write_atomic(folder / ENVIRONMENT, json.dumps(content, indent=1) + "\n")
+    files.write_atomic(folder / RECIPE, recipe.kept_in(folder).to_yaml())  # the spread may be another one
 
 
 def finish(folder: Path, result: Result) -> None:

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import sys
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ftdocs import assets, card, checkpoints, files, hardware, job, loop, models, runs, trainer
+from ftdocs import assets, card, checkpoints, files, hardware, job, loop, models, processes, runs, trainer
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 from ftdocs.job import Job
@@ -38,63 +37,69 @@ def train(
         Interrupted: Ctrl-C; a checkpoint was written.
         Diverged: the loss became NaN or infinite.
     """
-    one_process()
+    processes.check(recipe.train.engine)
     data_file = prepare.source(recipe.data)
     prints = runs.fingerprint(recipe, data_file)
     folder = output or runs.stored(prints)
-    runs.state(folder)  # a folder that is not a run is refused before anything is put into it
-    with runs.hold(folder), files.explain_write_errors(folder):
-        match runs.state(folder):
-            case "finished":
-                runs.check_same(folder, recipe, prints)
-                return runs.read_result(folder)
-            case "unfinished" if not resume and output is not None:
-                raise InputError(
-                    f"{folder}: holds an unfinished run; add --resume to go on, or choose another --output"
-                )
-            case "unfinished":
-                runs.check_same(folder, recipe, prints, resume=True)
-        return fit(recipe, folder, prints, resume, progress)
+    with processes.joined():
+        # A folder that is not a run is refused before anything is put into it.
+        processes.from_main(lambda: runs.state(folder))
+        with runs.hold(folder), files.explain_write_errors(folder):
+            named = output is not None
+            finished = processes.from_main(lambda: look(recipe, folder, prints, resume, named))
+            return finished or fit(recipe, folder, prints, resume, progress)
+
+
+def look(
+    recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, named: bool
+) -> runs.Result | None:
+    """The finished run of the same in ``folder``; None where there is something to train.
+
+    Raises:
+        InputError: the folder holds a run of something else, or one that was not asked to be resumed.
+    """
+    match runs.state(folder):
+        case "finished":
+            runs.check_same(folder, recipe, prints)
+            return runs.read_result(folder)
+        case "unfinished" if not resume and named:
+            raise InputError(
+                f"{folder}: holds an unfinished run; add --resume to go on, or choose another --output"
+            )
+        case "unfinished":
+            runs.check_same(folder, recipe, prints, resume=True)
+    return None
 
 
 def fit(recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, progress: bool) -> runs.Result:
     """The run itself: data, model, an engine, then the weights and the model card."""
-    splits = prepare.load_splits(recipe.data, recipe.train.seed)
-    is_label = splits.format == "label"
     for logger in recipe.train.report_to:
         if importlib.util.find_spec(logger) is None:
             raise InputError(f"train.report_to: {logger} is not installed; python -m pip install {logger}")
-    model, tokenizer = models.load(recipe, splits.labels)
-    length = recipe.train.seq_len
-    prepare.check_length(model.config, length)
-    train_rows, held_out = (
-        prepare.encode(rows, splits.format, tokenizer, length, splits.labels, where=str(splits.path))
-        for rows in (splits.train, splits.validation)
-    )
-    packed = recipe.train.packing and not is_label
-    if packed:
-        pack.check_packing(model)
-        train_rows = pack.pack(train_rows, length)
+    with processes.together():
+        splits = prepare.load_splits(recipe.data, recipe.train.seed)
+        is_label = splits.format == "label"
+        model, tokenizer = models.load(recipe, splits.labels)
+        length = recipe.train.seq_len
+        prepare.check_length(model.config, length)
+        train_rows, held_out = (
+            prepare.encode(rows, splits.format, tokenizer, length, splits.labels, where=str(splits.path))
+            for rows in (splits.train, splits.validation)
+        )
+        packed = recipe.train.packing and not is_label
+        if packed:
+            pack.check_packing(model)
+            train_rows = pack.pack(train_rows, length)
 
-    # Dropout and the adapters' random matrices draw from here on.
-    torch.manual_seed(recipe.train.seed)
-    method = recipe.method
-    if method.name == "lora":
-        trainable = add_lora(model, method.rank, method.alpha, method.targets, method.dropout)
-    else:
-        trainable = train_all(model)
+        # The adapters' random matrices draw from here on.
+        torch.manual_seed(recipe.train.seed)
+        method = recipe.method
+        if method.name == "lora":
+            trainable = add_lora(model, method.rank, method.alpha, method.targets, method.dropout)
+        else:
+            trainable = train_all(model)
 
     # From here on the folder is a run: all that can be wrong with the input has been found.
-    last = checkpoints.last_good(folder)
-    if last is not None:
-        print(f"ftdocs: {folder}: going on after step {checkpoints.step_of(last)}", file=sys.stderr)
-        runs.go_on(folder, recipe, prints)
-    else:
-        if resume:
-            print(
-                f"ftdocs: {folder}: no checkpoint to go on from; starting from the beginning", file=sys.stderr
-            )
-        runs.start(folder, recipe, prints)
     majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
     saved = {
         "format": splits.format,
@@ -102,8 +107,7 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, prog
         "labels": splits.labels,
         "majority": majority,
     }
-    files.write_atomic(folder / runs.SPLITS, json.dumps(saved) + "\n")
-
+    last = processes.from_main(lambda: begin(recipe, folder, prints, resume, saved))
     total = job.steps(recipe, len(train_rows))
     counts = Progress.start(folder, last, progress)
     work = Job(
@@ -115,7 +119,32 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, prog
     if done < total:
         raise Interrupted(f"{folder}: stopped after step {done}; add --resume to go on")
 
-    save(trainable, tokenizer, recipe, folder)
+    weights = processes.whole_weights(trainable, trained_only=method.name == "lora")
+    return processes.from_main(lambda: finish(work, done, weights))
+
+
+def begin(
+    recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, splits: dict[str, Any]
+) -> Path | None:
+    """Write down what is about to run; the checkpoint that it goes on from, if any."""
+    last = checkpoints.last_good(folder)
+    if last is not None:
+        print(f"ftdocs: {folder}: going on after step {checkpoints.step_of(last)}", file=sys.stderr)
+        runs.go_on(folder, recipe, prints)
+    else:
+        if resume:
+            print(
+                f"ftdocs: {folder}: no checkpoint to go on from; starting from the beginning", file=sys.stderr
+            )
+        runs.start(folder, recipe, prints)
+    files.write_atomic(folder / runs.SPLITS, json.dumps(splits) + "\n")
+    return last
+
+
+def finish(work: Job, done: int, weights: dict[str, torch.Tensor]) -> runs.Result:
+    """Write the weights, the model card and the result; the checkpoints are of no more use."""
+    folder, counts = work.folder, work.progress
+    save(work.model, weights, work.tokenizer, work.recipe, folder)
     result = runs.Result(folder, done, counts.tokens, counts.seconds, counts.final_loss())
     files.write_atomic(folder / runs.CARD, card.model_card(folder, result))
     runs.finish(folder, result)
@@ -123,20 +152,17 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, prog
     return result
 
 
-def one_process() -> None:
-    """Refuse several processes or GPUs: each process would write the same run, and train as if alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun and accelerate launch set it
-        raise InputError(
-            "started as one of several processes, which is not possible yet; start `ftdocs train` itself"
-        )
-    if torch.cuda.device_count() > 1:
-        raise InputError(
-            f"{torch.cuda.device_count()} GPUs, and a run takes one; choose it: CUDA_VISIBLE_DEVICES=0"
-        )
+def save(
+    model: Any,
+    weights: dict[str, torch.Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    folder: Path,
+) -> None:
+    """Write the tuned weights as safetensors with their tokenizer: ``adapter/`` for LoRA, else ``model/``.
 
-
-def save(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, folder: Path) -> None:
-    """Write the tuned weights as safetensors with their tokenizer: ``adapter/`` for LoRA, else ``model/``."""
+    ``weights`` is the model's ``state_dict``, whole.
+    """
     target = folder / ("adapter" if recipe.method.name == "lora" else "model")
     model.config.use_cache = True  # training switches it off; whoever generates with the saved model wants it
     shutil.rmtree(target, ignore_errors=True)  # a run that was killed in here
@@ -145,8 +171,8 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, folder:
             # A path into this machine's cache would be of no use to anybody else.
             model.peft_config["default"].base_model_name_or_path = assets.public_name(recipe.model)
             model.save_pretrained(
-                aside, save_embedding_layers=False
+                aside, state_dict=weights, save_embedding_layers=False
             )  # left to itself, PEFT asks the hub about them
         else:
-            model.save_pretrained(aside)
+            model.save_pretrained(aside, state_dict=weights)
         tokenizer.save_pretrained(aside)

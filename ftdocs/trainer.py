@@ -1,20 +1,26 @@
 """The engine that most readers know: the job in the hands of transformers.Trainer."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ftdocs import checkpoints, hardware, job, loss, models
+from ftdocs import checkpoints, hardware, job, loss, models, processes, runs
+from ftdocs.errors import InputError
 from ftdocs.job import Job
 
 
 def run(work: Job) -> int:
     """Train with ``transformers.Trainer``; the number of optimiser steps that were done.
 
+    Several processes train as Accelerate was told to: by DDP, or on GPUs by FSDP.
+
     Raises:
+        InputError: Accelerate was told something else than the recipe, or trains with fewer processes than there are.
         Diverged: the loss became NaN or infinite.
     """
     if work.resumed_from and checkpoints.step_of(work.resumed_from) >= work.total:
@@ -23,17 +29,36 @@ def run(work: Job) -> int:
     trainer = CountingTrainer(
         model=work.model,
         args=arguments(work),
-        train_dataset=work.rows,
+        train_dataset=Rows(work.rows),
         eval_dataset=work.held_out or None,
         data_collator=lambda rows: {**work.collate(rows), "origin": work.origin(rows)},
         callbacks=[Record(work), checkpoints.Seal()],
         compute_loss_func=classification_loss if work.kind == "label" else None,
     )
     trainer.work = work
+    check_accelerate(trainer)
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, where only the result belongs
     with loss.chunked(work.model):
         trainer.train(resume_from_checkpoint=str(work.resumed_from) if work.resumed_from else None)
     return int(trainer.state.global_step)
+
+
+def check_accelerate(trainer: Trainer) -> None:
+    """Refuse settings of ``accelerate launch`` that would win over the recipe, or leave each process to itself.
+
+    Raises:
+        InputError: names the setting.
+    """
+    found, wanted = trainer.accelerator.mixed_precision, "bf16" if trainer.args.bf16 else "no"
+    if found != wanted:
+        raise InputError(
+            f"Accelerate's mixed_precision is {found}, the recipe's train.precision makes it {wanted}; change one"
+        )
+    if trainer.accelerator.num_processes != processes.count():
+        raise InputError(
+            f"{processes.count()} processes were started, and Accelerate trains with"
+            f" {trainer.accelerator.num_processes}; start them with `accelerate launch` or `torchrun`"
+        )
 
 
 def classification_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -77,6 +102,41 @@ def arguments(work: Job) -> TrainingArguments:
     )
 
 
+class Rows(Dataset[dict[str, Any]]):
+    """The job's rows, and at the index after the last one a row that trains nothing."""
+
+    def __init__(self, rows: Any):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self.rows[index] if index < len(self.rows) else job.filling(self.rows[0])
+        return row
+
+
+class Order(Sampler[int]):
+    """The rows of the epoch that is under way, filled up so that each process gets as many micro-batches.
+
+    Accelerate would fill up with rows of the epoch's beginning, which would be trained twice.
+    """
+
+    def __init__(self, work: Job, step: Callable[[], int]):
+        self.work, self.step = work, step  # how many steps are done, where an epoch begins
+
+    def __len__(self) -> int:
+        together = self.work.recipe.train.batch_size * processes.count()
+        alone = processes.count() == 1
+        return len(self.work.rows) if alone else -(-len(self.work.rows) // together) * together
+
+    def __iter__(self) -> Iterator[int]:
+        rows = len(self.work.rows)
+        epoch = self.step() // -(-rows // runs.rows_per_step(self.work.recipe))
+        yield from self.work.order(epoch).tolist()
+        yield from [rows] * (len(self) - rows)
+
+
 class CountingTrainer(Trainer):
     """transformers.Trainer that counts the tokens it trains and weights held-out tokens equally.
 
@@ -91,10 +151,13 @@ class CountingTrainer(Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Trainer's, whose result is a micro-batch's share of the step's loss."""
+        """Trainer's, whose result is a micro-batch's share of the step's loss, times the processes (DDP averages)."""
         share = super().training_step(*args, **kwargs)
-        self.work.progress.loss_sum += share.item()
+        self.work.progress.step_loss += share.item() / processes.count()
         return share
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Order:
+        return Order(self.work, lambda: self.state.global_step)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out metrics of ``ftdocs.evaluate``, logged as ``eval_loss`` and so on."""
@@ -108,11 +171,18 @@ class Record(TrainerCallback):
     """Tells the run's :class:`Progress` what Trainer does, and Trainer what Progress wants."""
 
     def __init__(self, work: Job):
-        self.progress, self.by_the_clock = work.progress, work.recipe.train.save_every is None
+        self.work, self.progress = work, work.progress
+        self.by_the_clock = work.recipe.train.save_every is None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
+        """Start the clock, unless FSDP was asked for and has done nothing."""
+        if processes.by_accelerate_fsdp():
+            processes.check_sharded(self.work.model)
         self.progress.begin(state.global_step, state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Dropout of this step."""
+        self.work.reseed(state.global_step + 1)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the clock."""
@@ -127,7 +197,7 @@ class Record(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar; save by the clock; log the last step whatever ``log_every``; after Ctrl-C, save and stop."""
         self.progress.step_done(state.global_step)
-        if self.by_the_clock and self.progress.late():
+        if self.by_the_clock and self.progress.save_due:
             control.should_save = True
         if state.global_step >= state.max_steps:
             control.should_log = True

@@ -141,6 +141,20 @@ def test_a_run_that_stopped_after_its_last_step_is_not_trained_further(tmp_path,
 
 
 @pytest.mark.parametrize("engine", [loop, trainer])
+def test_a_resume_is_bitwise_where_a_weight_gets_no_gradient(tmp_path, engine):
+    def job_with_an_idle_layer(name: str) -> Job:
+        model = llama()
+        model.model.layers[0].idle = torch.nn.Linear(4, 4)  # AdamW keeps nothing for it
+        return work(tmp_path / name, model, max_steps=8, save_every=4)
+
+    engine.run(job_with_an_idle_layer("whole"))
+    again = job_with_an_idle_layer("again")
+    again.resumed_from = tmp_path / "whole" / "checkpoints" / "checkpoint-4"
+    engine.run(again)
+    assert torch.equal(curve(tmp_path / "whole")[4:], curve(tmp_path / "again"))
+
+
+@pytest.mark.parametrize("engine", [loop, trainer])
 def test_a_loss_that_is_no_number_leaves_no_checkpoint_of_it(tmp_path, engine):
     each = work(tmp_path, learning_rate=1e30, log_every=12, save_every=1, max_steps=12)
     with pytest.raises(Diverged) as stopped:
@@ -175,7 +189,8 @@ def test_every_row_is_trained_once_an_epoch_in_an_order_of_its_own(tmp_path):
     steps = -(-len(each.rows) // 6)
     each.total = 2 * steps
     seen = [
-        [number for part in step for number in part["position_ids"].shape] for step in loop.batches(each, 0)
+        [number for part, _ in step for number in part["position_ids"].shape]
+        for step in loop.batches(each, 0)
     ]
     assert len(seen) == 2 * steps
     orders = []
@@ -183,7 +198,7 @@ def test_every_row_is_trained_once_an_epoch_in_an_order_of_its_own(tmp_path):
         tokens = []
         each.total = (epoch + 1) * steps
         for micro_batches in loop.batches(each, epoch * steps):
-            tokens += [batch["input_ids"][0].tolist() for batch in micro_batches]
+            tokens += [batch["input_ids"][0].tolist() for batch, _ in micro_batches]
         orders.append(tokens)
     flat = [sorted(token for batch in order for token in batch) for order in orders]
     assert flat[0] == flat[1] == sorted(token for row in each.rows for token in row["input_ids"])

@@ -298,7 +298,7 @@ def command(*arguments: str) -> subprocess.Popen:
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
     """Wait until a run has logged ``step``."""
-    for _ in range(1200):
+    for _ in range(6000):  # five minutes: other things may run on this machine
         if (folder / runs.METRICS).is_file() and any(r["step"] >= step for r in runs.read_metrics(folder)):
             return
         if process.poll() is not None:
@@ -315,7 +315,7 @@ def curve(folder: Path) -> list[tuple]:
     ]
 
 
-@pytest.mark.parametrize(("engine", "part"), [("trainer", "optimizer.pt"), ("loop", "state.pt")])
+@pytest.mark.parametrize(("engine", "part"), [("trainer", "optimizer.pt"), ("loop", "__0_0.distcp")])
 def test_a_killed_run_resumes_bitwise(job, capsys, engine, part):
     settings = [
         "train.max_steps=8",
@@ -450,12 +450,6 @@ def test_data_that_are_gone_are_one_line(job, capsys):
 def test_resuming_says_from_where(job, capsys):
     assert run("train", job, "--output", "new", "--resume") == 0
     assert "new: no checkpoint to go on from; starting from the beginning" in capsys.readouterr().err
-
-
-def test_several_processes_are_refused_before_anything_is_written(job, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert run("train", job, "--output", "out") == 2
-    assert "one of several processes" in capsys.readouterr().err and not Path("out").exists()
 
 
 def test_another_base_model_is_noticed(job, tiny_llama, capsys):
