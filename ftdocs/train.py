@@ -47,6 +47,7 @@ def train(
         match runs.state(folder):
             case "finished":
                 runs.check_same(folder, recipe, prints)
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # killed before it removed them
                 return runs.read_result(folder)
             case "unfinished" if not resume and output is not None:
                 raise InputError(
@@ -86,6 +87,7 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, prog
 
     # From here on the folder is a run: all that can be wrong with the input has been found.
     last = checkpoints.last_good(folder)
+    checkpoints.remove_after(folder, last)
     if last is not None:
         print(f"ftdocs: {folder}: going on after step {checkpoints.step_of(last)}", file=sys.stderr)
         runs.go_on(folder, recipe, prints)
