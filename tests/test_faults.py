@@ -108,6 +108,7 @@ MOMENTS = ("saving", "training", "ending", "saving", "starting")
 def test_a_run_that_is_killed_again_and_again_goes_on_bitwise(job, engine, request):
     """Killed, resumed, killed; when it has reached its end, another one, until there were enough kills."""
     kills, whole = request.config.getoption("kills"), Path("whole")
+    assert Command("train", "nowhere.yaml").end()[0] == 2  # what all are forked from has started now
     began = time.time()
     code, said = Command(*training_command(job, engine, whole)).end()
     assert code == 0, said
