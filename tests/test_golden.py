@@ -185,8 +185,7 @@ def rate_up(folder: Path) -> Job:
 def labels_shifted(folder: Path) -> Job:
     """Each position has to say the token it is given."""
     job = full(folder)
-    for row in job.rows:
-        row["labels"] = [-100, *row["labels"][:-1]]
+    job.rows = [{**row, "labels": [-100, *row["labels"][:-1]]} for row in job.rows]
     return job
 
 
