@@ -123,6 +123,19 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def faults(session: nox.Session) -> None:
+    """Kill a run of each engine fifty times, in the middle of a save too, and damage what it leaves."""
+    options = ["-q", "-s", "--kills", "50", "--timeout", "3600"]
+    run(session, "-m", "pytest", *options, "tests/test_faults.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def golden(session: nox.Session) -> None:
+    """Record the golden curves of tests/golden anew, after a change that was meant to move them."""
+    run(session, "-m", "pytest", "-q", "tests/test_golden.py", "--golden", *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def linkcheck(session: nox.Session) -> None:
     """Follow every external link of the book; this one needs the network."""
     run(session, "docs/_ext/build.py", "--execute-only", "--profile", "smoke")

@@ -56,6 +56,13 @@ def last_good(run: Path) -> Path | None:
     return None
 
 
+def remove_after(run: Path, last: Path | None) -> None:
+    """Remove what is newer than the newest whole checkpoint: of the two that are kept, it would take a place."""
+    for folder in newest_first(run):
+        if last is None or step_of(folder) > step_of(last):
+            shutil.rmtree(folder)
+
+
 def newest_first(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, whole or not."""
     found = [folder for folder in (run / "checkpoints").glob("checkpoint-*") if folder.name[11:].isdigit()]

@@ -80,13 +80,14 @@ def held_out_loss(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    order = sorted(rows, key=lambda row: -len(row["input_ids"]))
+    order = np.argsort(-pack.token_counts(rows), kind="stable")
     total, tokens = 0.0, 0
     with loss.chunked(model):
         for start in tqdm(
             range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False
         ):
-            batch = pack.collate_padded(order[start : start + batch_size], pad_token_id)
+            chosen = [rows[index] for index in order[start : start + batch_size]]
+            batch = pack.collate_padded(chosen, pad_token_id)
             labels = int((batch["labels"][:, 1:] != -100).sum())  # position t predicts token t + 1
             if labels == 0:
                 continue
@@ -113,7 +114,7 @@ def predict(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))
+    order = np.argsort(-pack.token_counts(rows), kind="stable")
     logits: dict[int, np.ndarray] = {}
     for start in tqdm(range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False):
         indices = order[start : start + batch_size]

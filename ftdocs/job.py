@@ -3,6 +3,7 @@
 import math
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ class Job:
     kind: str
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    rows: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
+    rows: Sequence[dict[str, Any]]
+    held_out: Sequence[dict[str, Any]]
     packed: bool
     total: int
     resumed_from: Path | None

@@ -61,6 +61,7 @@ def look(
     match runs.state(folder):
         case "finished":
             runs.check_same(folder, recipe, prints)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # killed before it removed them
             return runs.read_result(folder)
         case "unfinished" if not resume and named:
             raise InputError(
@@ -128,6 +129,7 @@ def begin(
 ) -> Path | None:
     """Write down what is about to run; the checkpoint that it goes on from, if any."""
     last = checkpoints.last_good(folder)
+    checkpoints.remove_after(folder, last)
     if last is not None:
         print(f"ftdocs: {folder}: going on after step {checkpoints.step_of(last)}", file=sys.stderr)
         runs.go_on(folder, recipe, prints)

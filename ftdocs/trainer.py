@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from ftdocs import checkpoints, hardware, job, loss, models, processes, runs
 from ftdocs.errors import InputError
@@ -32,7 +33,7 @@ def run(work: Job) -> int:
         train_dataset=Rows(work.rows),
         eval_dataset=work.held_out or None,
         data_collator=lambda rows: {**work.collate(rows), "origin": work.origin(rows)},
-        callbacks=[Record(work), checkpoints.Seal()],
+        callbacks=[Record(work), *own_loggers(work), checkpoints.Seal()],
         compute_loss_func=classification_loss if work.kind == "label" else None,
     )
     trainer.work = work
@@ -59,6 +60,22 @@ def check_accelerate(trainer: Trainer) -> None:
             f"{processes.count()} processes were started, and Accelerate trains with"
             f" {trainer.accelerator.num_processes}; start them with `accelerate launch` or `torchrun`"
         )
+
+
+def own_loggers(work: Job) -> list[TrainerCallback]:
+    """TensorBoard's writer, where the recipe asks for it: into ``tensorboard/`` of the run's folder.
+
+    Left to itself, Trainer writes among the checkpoints, which are removed when the run has ended. In a resumed run,
+    the steps that are trained again replace the earlier ones.
+    """
+    if "tensorboard" not in work.recipe.train.report_to or not processes.is_main():
+        return []
+    from torch.utils.tensorboard import SummaryWriter  # a package that need not be installed
+
+    first = (
+        checkpoints.step_of(work.resumed_from) + 1 if work.resumed_from else 0
+    )  # before step 1 comes a validation
+    return [TensorBoardCallback(SummaryWriter(str(work.folder / "tensorboard"), purge_step=first))]
 
 
 def classification_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -94,7 +111,7 @@ def arguments(work: Job) -> TrainingArguments:
         save_strategy="steps" if asked.save_every else "no",  # Record asks for those by the clock
         save_steps=asked.save_every or work.total,
         save_total_limit=2,
-        report_to=asked.report_to or "none",
+        report_to=[logger for logger in asked.report_to if logger != "tensorboard"] or "none",
         disable_tqdm=True,  # Progress shows tokens per second beside the loss
         remove_unused_columns=False,
         dataloader_pin_memory=False,  # the batch brings its rows along, for messages
@@ -159,6 +176,12 @@ class CountingTrainer(Trainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Order:
         return Order(self.work, lambda: self.state.global_step)
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Trainer's, with the mean loss since the last row; Trainer's own begins anew with a resume."""
+        if "loss" in logs:
+            logs = {**logs, "loss": self.work.progress.mean_loss()}
+        super().log(logs, *args, **kwargs)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out metrics of ``ftdocs.evaluate``, logged as ``eval_loss`` and so on."""
         named = self.work.validate(self.state.global_step)
@@ -190,9 +213,9 @@ class Record(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Write a training row; validations are written where they are made."""
-        if "loss" in logs:  # Trainer's own mean begins anew with a resume; Progress keeps its sum
-            row = {name: logs[name] for name in ("learning_rate", "grad_norm") if name in logs}
-            self.progress.write(state.global_step, {"loss": self.progress.mean_loss(), **row})
+        if "loss" in logs:
+            row = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm") if name in logs}
+            self.progress.write(state.global_step, row)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar; save by the clock; log the last step whatever ``log_every``; after Ctrl-C, save and stop."""

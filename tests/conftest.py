@@ -18,6 +18,11 @@ import hub_server  # noqa: E402
 import make_repositories  # noqa: E402
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=4, help="of a run, for each engine (tests/test_faults.py)")
+    parser.addoption("--golden", action="store_true", help="record the golden curves (tests/test_golden.py)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "network: asks a package registry; skipped where none answers")
 

@@ -95,6 +95,25 @@ def test_it_divides_by_the_labels_of_the_whole_step_as_trainer_asks():
     torch.testing.assert_close(found, plain)
 
 
+def test_over_micro_batches_of_unequal_labels_it_adds_up_to_the_plain_loss_of_the_whole_batch():
+    model, whole = llama(), batch()
+    whole["labels"][1, 40:] = -100
+    expected, expected_gradients = loss_and_gradients(model, whole, within=False)
+    count = (whole["labels"][:, 1:] != -100).sum()
+    model.zero_grad()
+    with chunked(model):
+        parts = [
+            model(**{n: v[row : row + 1] for n, v in whole.items()}, num_items_in_batch=count).loss
+            for row in (0, 1)
+        ]
+        for part in parts:
+            part.backward()
+    assert parts[0] > 2 * parts[1]
+    torch.testing.assert_close(sum(parts).detach(), expected)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected_gradients[name], rtol=1e-4, atol=1e-6)
+
+
 def test_frozen_weights_get_no_gradient_and_the_adapters_the_same():
     adapted = get_peft_model(llama(), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     expected, expected_gradients = loss_and_gradients(adapted, batch(), within=False)

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -315,41 +314,6 @@ def curve(folder: Path) -> list[tuple]:
     ]
 
 
-@pytest.mark.parametrize(("engine", "part"), [("trainer", "optimizer.pt"), ("loop", "__0_0.distcp")])
-def test_a_killed_run_resumes_bitwise(job, capsys, engine, part):
-    settings = [
-        "train.max_steps=8",
-        "train.save_every=2",
-        "method.dropout=0.1",
-        "train.log_every=3",
-        f"train.engine={engine}",
-    ]
-    settings = [word for setting in settings for word in ("--set", setting)]
-    assert run("train", job, *settings, "--output", "whole", "--json") == 0
-    process = command("train", job, *settings, "--output", "killed")
-    wait_for_step(Path("killed"), 5, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert run("train", job, *settings, "--output", "killed") == 2  # unfinished: it says how to go on
-    assert "--resume" in capsys.readouterr().err
-    # The newest checkpoint loses a byte, so the one before it is used.
-    newest = checkpoints.last_good(Path("killed"))
-    assert newest is not None
-    victim = newest / part
-    victim.write_bytes(victim.read_bytes()[:-1])
-    older = checkpoints.last_good(Path("killed"))
-    assert older is not None and older != newest
-    capsys.readouterr()
-    assert run("train", job, *settings, "--output", "killed", "--resume", "--json") == 0
-    told = capsys.readouterr().err
-    assert (
-        f"{newest}: not whole" in told and f"killed: going on after step {checkpoints.step_of(older)}" in told
-    )
-    assert curve(Path("killed")) == curve(Path("whole"))
-    weights = [next(Path(name, "adapter").glob("*.safetensors")).read_bytes() for name in ("whole", "killed")]
-    assert weights[0] == weights[1]
-
-
 @pytest.mark.parametrize("engine", ["trainer", "loop"])
 def test_ctrl_c_saves_and_says_how_to_go_on(job, engine):
     settings = [f"--set=train.engine={engine}", "--set=train.max_steps=200", "--set=train.save_every=100"]
@@ -560,33 +524,3 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, says, job, capsys):
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and says in err and "Traceback" not in err
     assert not Path("runs").exists() or not any(Path("runs/job").glob("[!.]*"))
-
-
-def test_a_full_disk_is_one_line_and_loses_nothing(job, tmp_path):
-    """A file system so small that the checkpoint does not fit."""
-    small = tmp_path / "small"
-    small.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small]).returncode
-    ):
-        pytest.skip("a small file system can only be mounted as root")
-    try:
-        whole = ("--set", "method.name=full")  # every weight is too much for it
-        process = command("train", job, *whole, "--output", small / "out")
-        _, errors = process.communicate(timeout=300)
-        assert (
-            process.returncode == 2
-            and "disk is full" in errors.splitlines()[-1]
-            and "Traceback" not in errors
-        )
-        subprocess.run(["mount", "-o", "remount,size=300m", small], check=True)
-        process = command("train", job, *whole, "--output", small / "out", "--resume", "--json")
-        out, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
-        process = command("train", job, "--output", small / "other")
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 2 and "no permission" in errors
-    finally:
-        subprocess.run(["umount", small], check=True)

@@ -1,7 +1,7 @@
 """From a conversation to token ids and labels: the reply and its end are trained, nothing else is."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -95,7 +95,7 @@ def assistant_span(
     return len(before), len(through.rstrip())
 
 
-def encode_chat(rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Row]:
+def encode_chat(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> Iterator[Row]:
     """Yield ``{"input_ids", "labels", "row"}`` of each row, whole: nothing is cut here.
 
     Each text is tokenised once, as a whole, so the tokens at the border of a prompt are those of the
@@ -116,7 +116,7 @@ def encode_chat(rows: list[Row], tokenizer: "PreTrainedTokenizerBase") -> Iterat
 
 
 def _encode_rendered(
-    rows: list[Row], tokenizer: "PreTrainedTokenizerBase"
+    rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[tuple[list[int], list[int]]]:
     rendered = [_naming_row(row, lambda row: render(row, tokenizer)) for row in rows]
     encoded = tokenizer(
@@ -145,7 +145,7 @@ def mask(ids: list[int], offsets: list[Span], spans: list[Span]) -> list[int]:
 
 
 def _encode_marked(
-    rows: list[Row], tokenizer: "PreTrainedTokenizerBase"
+    rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[tuple[list[int], list[int]]]:
     """The same for a template that marks the replies itself with ``{% generation %}``.
 

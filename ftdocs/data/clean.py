@@ -3,8 +3,11 @@
 import hashlib
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
+
+from ftdocs.data.store import keys_of, take
 
 Row = dict[str, Any]
 # Control characters other than tab and newline, and the byte-order mark.
@@ -53,7 +56,7 @@ def digest(*parts: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-@lru_cache(maxsize=2**17)  # each text is asked for several times; 16 bytes of it are kept
+@lru_cache(maxsize=64)  # both keys of a row ask for the same texts; whole texts are kept, so only a few
 def normal_digest(text: str) -> bytes:
     """The digest of a normalised text."""
     return digest(normalise(text).encode())
@@ -80,14 +83,19 @@ def prompt_key(row: Row) -> bytes:
     return digest(*(normal_digest(row[name]) for name in given if name in row))
 
 
-def deduplicate(rows: list[Row]) -> list[Row]:
+def deduplicate(rows: Sequence[Row]) -> Sequence[Row]:
     """Keep one row of each key, the one whose text sorts first, so that the file's order decides nothing."""
-    kept: dict[bytes, Row] = {}
-    for row in rows:
-        key = text_key(row)
-        if key not in kept or _written(row) < _written(kept[key]):
-            kept[key] = row
-    return list(kept.values())
+    import numpy as np  # here, as broken rows are to be refused before it has been loaded
+
+    _, first, numbers, counts = np.unique(
+        keys_of(rows, text_key), return_index=True, return_inverse=True, return_counts=True
+    )
+    kept = first.copy()
+    for place in map(int, np.flatnonzero(counts[numbers] > 1)):
+        best = int(kept[numbers[place]])
+        if place != best and _written(rows[place]) < _written(rows[best]):
+            kept[numbers[place]] = place
+    return take(rows, kept[np.argsort(first)])
 
 
 def _written(row: Row) -> str:

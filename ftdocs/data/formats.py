@@ -224,7 +224,7 @@ def _label(value: Any, where: str) -> str:
     return label
 
 
-def class_names(rows: list[Row], where: str) -> list[str]:
+def class_names(rows: Iterable[Row], where: str) -> list[str]:
     """The sorted names of the classes; a class's index is the integer that the model predicts."""
     names = {row["label"] for row in rows}
     if len(names) == 1:

@@ -1,5 +1,6 @@
 """What would be trained on, before anything is: counts, lengths, and text with its loss mask shown."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -46,10 +47,9 @@ def inspect(recipe: "Recipe", samples: int = 3) -> dict[str, Any]:
     }
     report["tokens"] = lengths([len(row["input_ids"]) for row in rows])
     report |= after_cutting(rows, splits.format, recipe.train.seq_len)
-    names = {row["row"]: row["label"] for row in splits.train} if splits.labels else {}
     report["samples"] = [
         {"row": row["row"], "pieces": pieces(row, tokenizer, recipe.train.seq_len)}
-        | ({"label": names[row["row"]]} if names else {})
+        | ({"label": splits.labels[row["label"]]} if splits.labels else {})
         for row in rows[:samples]
     ]
     return report
@@ -67,17 +67,20 @@ def lengths(counts: list[int]) -> dict[str, int]:
     }
 
 
-def after_cutting(rows: list[Row], format: str, seq_len: int) -> dict[str, Any]:
+def after_cutting(rows: Sequence[Row], format: str, seq_len: int) -> dict[str, Any]:
     """What cutting at ``seq_len`` tokens does to whole encoded rows."""
-    longer = sum(len(row["input_ids"]) > seq_len for row in rows)
+    longer = cut = dropped = tokens = trained = 0
+    for row in rows:
+        longer += len(row["input_ids"]) > seq_len
+        if format != "label":
+            labels = row["labels"] if format == "text" else row["labels"][:seq_len]
+            labelled = sum(label != IGNORED for label in labels)
+            tokens, trained, dropped = tokens + len(labels), trained + labelled, dropped + (labelled == 0)
+            cut += max(1, -(-(len(labels) - 1) // (seq_len - 1)))
     if format == "label":
         return {"truncated": longer}
-    labels = [row["labels"] if format == "text" else row["labels"][:seq_len] for row in rows]
-    trained = [sum(label != IGNORED for label in row) for row in labels]
-    report = {"trained": round(sum(trained) / sum(map(len, labels)), 4)}
-    if format == "text":
-        return report | {"pieces": sum(max(1, -(-(len(row) - 1) // (seq_len - 1))) for row in labels)}
-    return report | {"truncated": longer, "dropped": trained.count(0)}
+    report = {"trained": round(trained / tokens, 4)}
+    return report | ({"pieces": cut} if format == "text" else {"truncated": longer, "dropped": dropped})
 
 
 def pieces(row: Row, tokenizer: "PreTrainedTokenizerBase", seq_len: int) -> list[dict[str, Any]]:

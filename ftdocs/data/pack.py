@@ -1,8 +1,12 @@
 """Several documents in one row of tokens, none of which sees another: no compute spent on padding."""
 
 from bisect import bisect_left, insort
-from typing import Any
+from collections import defaultdict
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from typing import Any, overload
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -12,30 +16,67 @@ from ftdocs.errors import InputError
 Row = dict[str, Any]
 
 
-def pack(encoded: list[Row], seq_len: int) -> list[Row]:
-    """Put whole sequences into as few rows of at most ``seq_len`` tokens as best-fit decreasing finds.
+class Packed(Sequence[Row]):
+    """Rows of several sequences, joined when they are asked for; memory holds which: 8 bytes a sequence, 8 a row.
 
-    Each row has ``input_ids``, ``labels`` and ``position_ids``, lists of one length, and ``rows``, the numbers
-    of the rows in it. Positions restart at 0 with each document: by them documents are told apart. The label
-    of a document's first token is -100, or the last token of its neighbour would have to predict it.
+    Each has ``input_ids``, ``labels`` and ``position_ids``, lists of one length, and ``rows``, the numbers of the
+    rows in it. Positions restart at 0 with each document: by them documents are told apart. The label of a
+    document's first token is -100, or the last token of its neighbour would have to predict it.
     """
-    bins: list[list[Row]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
-    for row in sorted(encoded, key=lambda row: -len(row["input_ids"])):
-        length = len(row["input_ids"])
-        if length > seq_len:
-            raise ValueError(f"row {row['row']} has {length} tokens, more than seq_len = {seq_len}")
-        place = bisect_left(room, (length, 0))  # the bin in which least would stay free
-        free, number = room.pop(place) if place < len(room) else (seq_len, len(bins))
-        if number == len(bins):
-            bins.append([])
-        bins[number].append(row)
+
+    def __init__(self, encoded: Sequence[Row], members: np.ndarray, sizes: np.ndarray):
+        self._encoded, self._members, self._ends = encoded, members, np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # also from the end, and an IndexError beyond it
+        start = self._ends[place - 1] if place else 0
+        return joined([self._encoded[member] for member in self._members[start : self._ends[place]]])
+
+
+def pack(encoded: Sequence[Row], seq_len: int) -> Packed:
+    """Put whole sequences into as few rows of at most ``seq_len`` tokens as best-fit decreasing finds."""
+    lengths = token_counts(encoded)
+    order = np.argsort(-lengths, kind="stable")
+    if len(order) and lengths[order[0]] > seq_len:
+        row = encoded[order[0]]["row"]
+        raise ValueError(f"row {row} has {lengths[order[0]]} tokens, more than seq_len = {seq_len}")
+    bins = np.empty_like(order)  # of each sequence in that order
+    count = 0
+    room: list[int] = []  # sorted: how many tokens may be free in a bin …
+    with_room: dict[int, list[int]] = defaultdict(list)  # … and the bins, a heap, with so many
+    for place, length in enumerate(map(int, lengths[order])):
+        fit = bisect_left(room, length)  # the least that would do
+        if fit == len(room):
+            number, free = count, seq_len
+            count += 1
+        else:
+            number, free = heappop(with_room[room[fit]]), room[fit]
+            if not with_room[free]:
+                del room[fit]
+        bins[place] = number
         if free > length:
-            insort(room, (free - length, number))
-    return [_joined(rows) for rows in bins]
+            if not with_room[free - length]:
+                insort(room, free - length)
+            heappush(with_room[free - length], number)
+    return Packed(encoded, order[np.argsort(bins, kind="stable")], np.bincount(bins))
 
 
-def _joined(rows: list[Row]) -> Row:
+def token_counts(encoded: Sequence[Row]) -> np.ndarray:
+    """How many tokens each row has: (rows,), int64."""
+    return np.fromiter((len(row["input_ids"]) for row in encoded), np.int64, len(encoded))
+
+
+def joined(rows: Sequence[Row]) -> Row:
+    """Several encoded rows end to end as one, as :class:`Packed` describes it."""
     return {
         "input_ids": [token for row in rows for token in row["input_ids"]],
         "labels": [label for row in rows for label in [IGNORED, *row["labels"][1:]]],
@@ -44,7 +85,7 @@ def _joined(rows: list[Row]) -> Row:
     }
 
 
-def collate_packed(rows: list[Row]) -> dict[str, Any]:
+def collate_packed(rows: Sequence[Row]) -> dict[str, Any]:
     """Packed rows end to end, as one row of T tokens without padding: what the model takes, by its names.
 
     ``input_ids``, ``labels`` and ``position_ids`` are (1, T), int64. ``cu_seq_lens_q`` and ``cu_seq_lens_k`` are
@@ -66,7 +107,7 @@ def collate_packed(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def collate_padded(rows: list[Row], pad_id: int = 0) -> dict[str, torch.Tensor]:
+def collate_padded(rows: Sequence[Row], pad_id: int = 0) -> dict[str, torch.Tensor]:
     """One sequence a row, padded at the right, as tensors (B, T): input_ids, attention_mask, labels, int64.
 
     Only the filling is masked, by place and not by token: where ``pad_id`` is also the end of

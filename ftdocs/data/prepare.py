@@ -1,7 +1,7 @@
 """From the `data` part of a recipe to three splits, and from rows to what a model takes."""
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from ftdocs.data.chat import IGNORED, encode_chat
 from ftdocs.data.clean import clean_row, deduplicate, prompt_key, text_key
 from ftdocs.data.formats import check, class_names, is_blank, recognise
 from ftdocs.data.read import nearest, read_rows
-from ftdocs.data.split import split
+from ftdocs.data.store import Stored, keys_of, take
 from ftdocs.errors import InputError
 
 if TYPE_CHECKING:  # reading and checking rows needs no transformers, which takes seconds to import
@@ -32,16 +32,17 @@ BATCH = 1000  # texts that the tokenizer's threads get at once
 class Splits:
     """Checked and cleaned rows, held out before anything else touches them.
 
-    A row is a dict of its format's fields, ``"row"`` (its number in the file, from 1) and, where the
-    recipe names a group column, ``"group"``. ``labels`` are the class names of the format label, in
+    A split is used as a list of rows is; they lie on disk (:class:`ftdocs.data.store.Stored`). A row is a
+    dict of its format's fields, ``"row"`` (its number in the file, from 1) and, where the recipe names a
+    group column, ``"group"``. ``labels`` are the class names of the format label, in
     the order of their integers. ``report`` counts what happened on the way.
     """
 
     path: Path
     format: str
-    train: list[Row]
-    validation: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    test: Sequence[Row]
     labels: list[str] | None = None
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -54,8 +55,8 @@ class Splits:
         return {name: [row["row"] for row in rows] for name, rows in parts.items()}
 
 
-class Encoded(list[Row]):
-    """Encoded rows; ``dropped`` had nothing left to train on, ``truncated`` were cut short."""
+class Encoded(Stored):
+    """Encoded rows, on disk; ``dropped`` had nothing left to train on, ``truncated`` were cut short."""
 
     dropped: int = 0
     truncated: int = 0
@@ -91,11 +92,18 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
     """
     path = source(data)
     rows, format, blank = checked_rows(path, data.format, data.group)
+    from ftdocs.data.split import (
+        contradictions,
+        split,
+    )  # after the rows were found to be good: NumPy takes a while
+
     kept = deduplicate(rows)
     report: dict[str, Any] = {"format": format, "rows": len(rows) + blank, "blank": blank}
     report["duplicates"] = len(rows) - len(kept)
-    if data.limit is not None and data.limit < len(kept):
-        kept = sorted(kept, key=text_key)[: data.limit]  # by a hash: a fair sample, whatever the file's order
+    if data.limit is not None and data.limit < len(
+        kept
+    ):  # by a hash: a fair sample, whatever the file's order
+        kept = take(kept, keys_of(kept, text_key).argsort()[: data.limit])
     labels = class_names(kept, str(path)) if format == "label" else None
     try:
         group, stratify = data.group and "group", "label" if labels else None
@@ -104,21 +112,20 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
         raise InputError(f"{path}: {error}") from error
     report |= {"train": len(train), "validation": len(validation), "test": len(test)}
     if labels:
-        report["labels"] = {name: sum(row["label"] == name for row in kept) for name in labels}
+        counts = Counter(row["label"] for row in kept)
+        report["labels"] = {name: counts[name] for name in labels}
         report["contradictions"] = contradictions(kept)
     return Splits(path, format, train, validation, test, labels, report)
 
 
-def checked_rows(
-    path: Path, format: str | None = None, group: str | None = None
-) -> tuple[list[Row], str, int]:
+def checked_rows(path: Path, format: str | None = None, group: str | None = None) -> tuple[Stored, str, int]:
     """All rows of a file, checked and cleaned; their format; and how many blank texts were passed over."""
     if group == "row":
         raise InputError(
             f"{path}: data.group is `row`, which is every row's number here and keeps nothing together; "
             f"rename the column in the file, say to `source`"
         )
-    rows, blank = [], 0
+    rows, blank = Stored(keys=(text_key, prompt_key)), 0
     for raw in read_rows(path):
         format = format or recognise(raw, f"{path}, row {raw['row']}")
         row = clean_row(check(raw, format, str(path)))
@@ -142,14 +149,6 @@ def _group(raw: Row, column: str, path: Path) -> str:
     return str(raw[column])
 
 
-def contradictions(rows: list[Row]) -> int:
-    """How many texts occur with more than one label."""
-    labels = defaultdict(set)
-    for row in rows:
-        labels[prompt_key(row)].add(row["label"])
-    return sum(len(names) > 1 for names in labels.values())
-
-
 def check_length(config: "PreTrainedConfig", seq_len: int) -> None:
     """Raise :class:`InputError` where ``seq_len`` tokens are more than the model has positions for.
 
@@ -168,14 +167,14 @@ def check_length(config: "PreTrainedConfig", seq_len: int) -> None:
 
 
 def encode(
-    rows: list[Row],
+    rows: Sequence[Row],
     format: str,
     tokenizer: "PreTrainedTokenizerBase",
     seq_len: int,
     labels: list[str] | None = None,
     where: str = "",
 ) -> Encoded:
-    """Turn rows into token ids of at most ``seq_len`` and what to learn from them.
+    """Turn rows into token ids of at most ``seq_len`` and what to learn from them, kept on disk.
 
     Text, prompts and conversations give ``{"input_ids", "labels", "row"}``, two lists of one length, -100
     where nothing is trained: the first token always, as nothing stands before it. Text is cut into
@@ -197,24 +196,32 @@ def encode(
     if format == "text":
         return Encoded(piece for part in batches(rows) for piece in encode_text(part, tokenizer, seq_len))
     try:
-        encoded = [row for part in batches(rows) for row in encode_chat(part, tokenizer)]
+        encoded = encode_replies(rows, tokenizer, seq_len)
     except InputError as error:  # it begins with the row
         raise InputError(f"{where}, {error}" if where else str(error)) from error
-    truncated = sum(len(row["input_ids"]) > seq_len for row in encoded)
-    for row in encoded:
-        row["input_ids"], row["labels"] = row["input_ids"][:seq_len], [IGNORED, *row["labels"][1:seq_len]]
-    kept = [row for row in encoded if any(label != IGNORED for label in row["labels"])]
-    if rows and not kept:
+    if rows and not encoded:
         raise InputError(
             f"{where and where + ': '}all labels masked: in none of the {len(rows)} rows does a token of the reply "
             f"lie within the first {seq_len} tokens; raise train.seq_len"
         )
-    result = Encoded(kept)
-    result.dropped, result.truncated = len(encoded) - len(kept), truncated
+    return encoded
+
+
+def encode_replies(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", seq_len: int) -> Encoded:
+    """Conversations, cut at ``seq_len``, without those of which nothing trained is left."""
+    result = Encoded()
+    for part in batches(rows):
+        for row in encode_chat(part, tokenizer):
+            ids, labels = row["input_ids"][:seq_len], [IGNORED, *row["labels"][1:seq_len]]
+            result.truncated += len(row["input_ids"]) > seq_len
+            if any(label != IGNORED for label in labels):
+                result.append({"input_ids": ids, "labels": labels, "row": row["row"]})
+            else:
+                result.dropped += 1
     return result
 
 
-def encode_text(rows: list[Row], tokenizer: "PreTrainedTokenizerBase", seq_len: int) -> Iterator[Row]:
+def encode_text(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", seq_len: int) -> Iterator[Row]:
     """Each document's tokens and an end of sequence, in pieces of at most ``seq_len``.
 
     A piece begins with the last token of the one before, as context that is not trained again. So
@@ -231,7 +238,7 @@ def encode_text(rows: list[Row], tokenizer: "PreTrainedTokenizerBase", seq_len: 
 
 
 def encode_labelled(
-    rows: list[Row], tokenizer: "PreTrainedTokenizerBase", seq_len: int, labels: list[str]
+    rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", seq_len: int, labels: list[str]
 ) -> Encoded:
     """Token ids, cut at ``seq_len`` with the tokenizer's special tokens kept, and the index of the label."""
     index = {name: number for number, name in enumerate(labels)}
@@ -245,6 +252,6 @@ def encode_labelled(
     return result
 
 
-def batches(rows: list[Row]) -> Iterator[list[Row]]:
+def batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """As many rows at a time as keep the tokenizer's threads busy."""
     return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
