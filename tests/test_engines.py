@@ -88,16 +88,21 @@ def test_loop_and_trainer_give_the_same_losses(tmp_path, method, settings):
     assert curve(one)[-1] < curve(one)[0]
 
 
+def classifier() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=500, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SIZES)
+    )
+
+
+def labelled(rows: list[dict]) -> list[dict]:
+    return [{"input_ids": row["input_ids"], "label": row["row"] % 2, "row": row["row"]} for row in rows]
+
+
 def test_loop_and_trainer_agree_on_a_classifier(tmp_path):
-    rows = [
-        {"input_ids": row["input_ids"], "label": row["row"] % 2, "row": row["row"]} for row in documents()
-    ]
     for engine in (loop, trainer):
-        torch.manual_seed(0)
-        model = BertForSequenceClassification(
-            BertConfig(vocab_size=500, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **SIZES)
-        )
-        engine.run(work(tmp_path / engine.__name__, model, rows, kind="label", accumulation=2))
+        folder = tmp_path / engine.__name__
+        engine.run(work(folder, classifier(), labelled(documents()), kind="label", accumulation=2))
     same(curve(tmp_path / loop.__name__), curve(tmp_path / trainer.__name__), 2e-5)
 
 

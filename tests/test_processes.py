@@ -13,8 +13,8 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import load_file, save_file
+from test_engines import classifier, documents, labelled, llama, same, work
 from test_engines import curve as column
-from test_engines import documents, llama, same, work
 from test_runs import curve, job, run, tiny_llama, wait_for_step  # noqa: F401, fixtures
 
 from ftdocs import checkpoints, loop, models, processes, runs, trainer
@@ -41,7 +41,11 @@ def run_case(case: dict) -> None:
     """Train one job in this process, or with the others; the trained weights are left as ``weights.safetensors``."""
     engine = {"loop": loop, "trainer": trainer}[case["engine"]]
     folder = Path(case["folder"])
-    each = work(folder, rows=documents(ROWS), method=case["method"], **{**SETTINGS, **case.get("train", {})})
+    train = {**SETTINGS, **case.get("train", {})}
+    if case["method"] == "label":
+        each = work(folder, classifier(), labelled(documents(ROWS)), kind="label", **train)
+    else:
+        each = work(folder, rows=documents(ROWS), method=case["method"], **train)
     each.resumed_from = Path(case["resume"]) if "resume" in case else None
     engine.run(each)
     if processes.count() > 1 and case["engine"] == "loop":
@@ -71,7 +75,7 @@ def own_lines(errors: str) -> list[str]:
 
 @pytest.mark.parametrize(("engine", "launcher"), [("loop", "torchrun"), ("trainer", "accelerate")])
 def test_two_processes_train_as_one_and_take_up_each_others_checkpoints(tmp_path, engine, launcher):
-    """In losses, gradient norms, tokens and weights; with every weight and with LoRA; after a resume at step 10 too."""
+    """In losses, gradient norms, tokens and weights; every weight, LoRA, a classifier; after a resume too."""
     alone = {"accumulation": 4, "save_every": 10}
 
     def case(method: str, name: str, resume: str = "", **train: int) -> dict:
@@ -84,7 +88,7 @@ def test_two_processes_train_as_one_and_take_up_each_others_checkpoints(tmp_path
         from_ = tmp_path / f"{resume}-{method}" / "checkpoints" / "checkpoint-10"
         return {**found, "resume": str(from_)} if resume else found
 
-    methods = ("full", "lora")
+    methods = ("full", "lora", "label")
     for method in methods:
         run_case(case(method, "one", **alone))
     several = [
