@@ -231,3 +231,12 @@ def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, capsys):
     assert main(["new", str(path), "--output", str(tmp_path / "mine.yaml")]) == 2
     out, line = capsys.readouterr()
     assert out == "" and line.count("\n") == 1 and f"{tmp_path}: the disk is full" in line
+
+
+def test_rows_are_read_where_a_file_has_one_place_for_reading_and_writing(monkeypatch):
+    """As on Windows, which has no ``pread``."""
+    monkeypatch.delattr(os, "pread")
+    rows = Stored({"row": number} for number in range(5))
+    assert rows[3] == {"row": 3}
+    rows.append({"row": 5})
+    assert [row["row"] for row in rows] == [0, 1, 2, 3, 4, 5]

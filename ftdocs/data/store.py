@@ -80,7 +80,12 @@ class Stored(Sequence[Row]):
             with files.explain_write_errors(self._folder):
                 self._file.flush()
             self._flushed = True
-        return pickle.loads(os.pread(self._file.fileno(), size, start))
+        if hasattr(os, "pread"):
+            return pickle.loads(os.pread(self._file.fileno(), size, start))
+        self._file.seek(start)  # Windows, where no process is forked
+        content = self._file.read(size)
+        self._file.seek(0, os.SEEK_END)
+        return pickle.loads(content)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
