@@ -17,7 +17,7 @@ from ftdocs.data import pack, prepare
 from ftdocs.job import Job
 from ftdocs.methods.full import train_all
 from ftdocs.progress import Progress
-from ftdocs.recipe import Data, Recipe, Train
+from ftdocs.recipe import Data, Method, Recipe, Train
 
 SEEDS = [0, 1]
 STEPS = 12
@@ -39,6 +39,7 @@ def recipe(case: dict) -> Recipe:
     return Recipe(
         model="smollm2-135m-instruct",
         data=Data(name="docstrings", group="source", limit=2000, validation=0, test=0.01),
+        method=Method(name="full"),
         train=Train(max_steps=STEPS, batch_size=2, seq_len=512, engine="loop", **case),
     )
 
