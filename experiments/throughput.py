@@ -36,7 +36,7 @@ from ftdocs.methods.lora import add_lora
 from ftdocs.progress import Progress
 from ftdocs.recipe import Data, Method, Recipe, Train
 
-ROUNDS = 2
+ROUNDS = 1
 LENGTH = 512  # tokens of a document at most
 TOKENS = 4000  # timed
 SEEDS = [0]

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback
 
 from ftdocs import files, processes
+from ftdocs.errors import InputError
 from ftdocs.progress import Progress
 
 SEAL = "seal.json"
@@ -57,7 +58,9 @@ def last_good(run: Path) -> Path | None:
 
 
 def remove_after(run: Path, last: Path | None) -> None:
-    """Remove what is newer than the newest whole checkpoint: of the two that are kept, it would take a place."""
+    """Remove what is newer than the newest whole checkpoint, as it would take the place of one, and unfinished ones."""
+    for folder in (run / "checkpoints").glob(".checkpoint-*.making"):
+        shutil.rmtree(folder)
     for folder in newest_first(run):
         if last is None or step_of(folder) > step_of(last):
             shutil.rmtree(folder)
@@ -138,7 +141,16 @@ def step_of(folder: Path) -> int:
 
 
 def load_weights(folder: Path, model: Any) -> None:
-    """Put the weights of a checkpoint of transformers.Trainer into ``model``: adapters, or all of them."""
+    """Put the weights of a checkpoint of transformers.Trainer into ``model``: adapters, or all of them.
+
+    Raises:
+        InputError: they lie there in pieces.
+    """
+    if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "model.safetensors")):
+        raise InputError(
+            f"{folder}: its weights are in pieces, and no step is left to train; remove this folder, and --resume goes"
+            " on from the checkpoint before it"
+        )
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
     else:

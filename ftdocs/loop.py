@@ -47,8 +47,9 @@ def run(work: Job) -> int:
                     share = model(**to(batch, device)).loss * (count / labels)
                 share.backward()
                 progress.step_loss += share.item()
-            progress.step_done(step)
             norm = processes.whole(clip_grad_norm_(trained, asked.max_grad_norm))
+            progress.grad_norm = norm.item()
+            progress.step_done(step)  # which stops here when the loss or the gradient is no number
             rate = schedule.get_last_lr()[0]
             optimizer.step()
             schedule.step()
@@ -56,7 +57,7 @@ def run(work: Job) -> int:
 
             last = step == work.total
             if last or step % asked.log_every == 0:
-                row = {"loss": progress.mean_loss(), "learning_rate": rate, "grad_norm": norm.item()}
+                row = {"loss": progress.mean_loss(), "learning_rate": rate, "grad_norm": progress.grad_norm}
                 progress.write(step, row)
             if work.held_out and (last or (asked.eval_every and step % asked.eval_every == 0)):
                 work.validate(step)
@@ -94,5 +95,5 @@ def batches(work: Job, done: int) -> Iterator[list[tuple[dict[str, Any], int]]]:
 
 
 def count_labels(batch: dict[str, Any]) -> int:
-    """Labels of a batch that are trained; of a language model's rows, the first has none."""
+    """Labels of a batch that are trained; what stands at the beginning of a document has none."""
     return int((batch["labels"] != -100).sum())

@@ -43,6 +43,12 @@ def check(engine: str) -> None:
     """
     import torch
 
+    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if hardware.device().type == "cuda" and local > gpus:
+        raise InputError(
+            f"{local} processes were started on this machine and it has {gpus} GPU{'s' * (gpus > 1)}; start one for"
+            " each, or set CUDA_VISIBLE_DEVICES to nothing to train on the CPU"
+        )
     several = f"torchrun --nproc-per-node {max(2, torch.cuda.device_count())} -m ftdocs.cli train RECIPE.yaml"
     if count() > 1 and hardware.device().type == "mps":
         raise InputError("an Apple GPU trains with one process; start `ftdocs train` itself")
@@ -128,9 +134,11 @@ def from_main(make: Callable[[], Value]) -> Value:
             value = make()
         except Exception as raised:
             error = raised
-    value, error = gathered((value, error))[0]
+    value, told = gathered((value, error and portable(error)))[0]
     if error is not None:
         raise error
+    if told is not None:
+        raise told
     return value  # type: ignore[return-value]
 
 
@@ -147,9 +155,15 @@ def together() -> Iterator[None]:
         error = raised
     if error is not None and count() == 1:
         raise error
-    for first in gathered(error):
-        if first is not None:
-            raise first
+    for told in gathered(error and portable(error)):
+        if told is not None:
+            raise error or told
+
+
+def portable(error: Exception) -> Exception:
+    """What another process is told of an error: itself where it can travel, else its words."""
+    plain = isinstance(error, InputError | OSError)
+    return error if plain else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def lost(error: BaseException) -> bool:

@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from ftdocs import files, processes, runs
 
+EXPLODED = 100.0  # nats a token: guessing among all tokens of any vocabulary costs less than 20
+WORDS = {"loss": "loss", "eval_loss": "held-out loss", "grad_norm": "gradient norm"}
 SAVE_SECONDS = 120.0  # between checkpoints, where the recipe does not count them in steps
 
 
@@ -40,6 +42,7 @@ class Progress:
         saved: when the last checkpoint was written, by the clock of ``time.perf_counter``.
         loss_sum: of the losses of the steps since the last row of the curve; ``loss_steps`` counts them.
         step_loss: this process's share of the loss of the step that is under way; ``step_tokens`` of its tokens.
+        grad_norm: of the step that is under way, before clipping.
         rows: where in the data file this process's part of the last step comes from, to name when it breaks the loss.
         interrupted: the user pressed Ctrl-C; ``stop_asked`` says so when every process knows, after a step.
         save_due: the last checkpoint was so long ago that another one is due by the clock.
@@ -56,6 +59,7 @@ class Progress:
     loss_sum: float = 0.0
     loss_steps: int = 0
     step_loss: float = 0.0
+    grad_norm: float = 0.0
     step_tokens: int = 0
     rows: list[int] = field(default_factory=list)
     interrupted: bool = False
@@ -96,15 +100,16 @@ class Progress:
     def count(self, tokens: int, rows: list[int]) -> None:
         """Count tokens that go through the model, and remember which rows of the data they come from."""
         self.step_tokens += tokens
-        self.rows = rows
+        self.rows = [*self.rows, *rows]
 
     def step_done(self, step: int) -> None:
         """Sum the step's counts over all processes, let them agree on what comes next, and move the bar.
 
-        A loss that is no number stops the run here, before a checkpoint of it is written.
+        A loss or a gradient that is no number, or a loss beyond all reason, stops the run here, before a checkpoint of
+        it is written.
 
         Raises:
-            Diverged: the loss of this step is NaN or infinite.
+            Diverged: says at which step, and why that may be.
         """
         late = time.perf_counter() - self.saved > SAVE_SECONDS
         loss, tokens, interrupted, due = processes.total(
@@ -115,9 +120,10 @@ class Progress:
         self.stop_asked, self.save_due = interrupted > 0, due > 0
         self.bar.update()
         self.loss_steps += 1
-        if not math.isfinite(self.loss_sum):
+        if not (loss < EXPLODED and math.isfinite(self.grad_norm)):
             self.rows = [row for rows in processes.gathered(self.rows) for row in rows]
-            self.write(step, {"loss": self.loss_sum})
+            self.write(step, {"loss": loss, "grad_norm": self.grad_norm})
+        self.rows = []
 
     def mean_loss(self) -> float:
         """The mean loss of the steps since the last call, over a resume too."""
@@ -131,7 +137,7 @@ class Progress:
         Every process comes here with the same row, and the main one writes it.
 
         Raises:
-            Diverged: the row's loss is NaN or infinite.
+            Diverged: the row's loss or gradient norm is NaN or infinite, or its loss has exploded.
         """
         if "loss" in row:
             row = {**row, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
@@ -141,13 +147,14 @@ class Progress:
         if processes.is_main():
             with open(self.folder / runs.METRICS, "a") as file:
                 file.write(json.dumps({"step": step, **written, "time": round(time.time(), 3)}) + "\n")
-        loss = row.get("loss", row.get("eval_loss", 0.0))
-        if not math.isfinite(loss):
-            raise Diverged(
-                f"{self.folder}: the loss is {loss} at step {step}"
-                + (f", on rows {', '.join(map(str, self.rows[:8]))} of the data" if self.rows else "")
-                + "; usual causes: a learning rate that is too high, broken rows, fp16 overflow"
-            )
+        for name, limit in (("loss", EXPLODED), ("eval_loss", EXPLODED), ("grad_norm", math.inf)):
+            if not row.get(name, 0.0) < limit:
+                named, more = ", ".join(map(str, self.rows[:8])), len(self.rows) - 8
+                where = f", on rows {named}{f' and {more} more' if more > 0 else ''} of the data"
+                raise Diverged(
+                    f"{self.folder}: the {WORDS[name]} is {row[name]} at step {step}{where if self.rows else ''}"
+                    "; usual causes: a learning rate that is too high, broken rows, fp16 overflow"
+                )
 
     def validate(self, step: int, found: dict[str, float], seconds: float) -> dict[str, float]:
         """Write down the held-out metrics as ``eval_…``, and take their time out of the training's."""

@@ -60,8 +60,8 @@ def fingerprint(recipe: Recipe, data_file: Path) -> dict[str, str]:
     """What the outcome of a run depends on, part by part: recipe, model, data, code, versions, device and spread.
 
     A step's rows are ``batch_size`` × ``accumulation`` × processes. Their number is a part of the recipe. How they are
-    spread changes the rounding alone: a run may be resumed with another spread, say by one process and twice the
-    accumulation, but a finished one is not reused, since it also says how fast it was.
+    spread changes the rounding, and which numbers dropout draws: a run may be resumed with another spread, say by one
+    process and twice the accumulation, but a finished one is not reused, since it also says how fast it was.
     """
     kept = relevant(recipe)
     rest = {key: value for key, value in kept["train"].items() if key not in SPREAD}
@@ -141,8 +141,11 @@ def check_same(folder: Path, recipe: Recipe, prints: dict[str, str], resume: boo
     if "recipe" in differing and "spread" in differing:
         differing.remove("spread")  # its keys are named with the recipe's
     count = environment.get("processes", 1)
-    if resume and differing == ["recipe"] and not changes(read_recipe(folder), recipe, count, spread=False):
-        then = rows_per_step(read_recipe(folder), count)
+    then = rows_per_step(read_recipe(folder), count)
+    changed = changes(read_recipe(folder), recipe, count, spread=not resume)
+    if "recipe" in differing and not changed and then == rows_per_step(recipe):
+        differing.remove("recipe")  # a newer version knows a key more, and it is not set
+    if resume and differing == ["recipe"] and not changed:
         raise InputError(
             f"{folder}: its steps have {then} rows (train.batch_size × train.accumulation × processes), these would"
             f" have {rows_per_step(recipe)}; start {count} process{'es' * (count > 1)} as before, or set"

@@ -173,6 +173,11 @@ class CountingTrainer(Trainer):
         self.work.progress.step_loss += share.item() / processes.count()
         return share
 
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.work.progress.grad_norm = float(processes.whole(norm) if torch.is_tensor(norm) else norm)
+        return norm
+
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Order:
         return Order(self.work, lambda: self.state.global_step)
 

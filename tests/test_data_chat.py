@@ -290,3 +290,12 @@ def test_roberta_really_ends_where_the_check_says():
     model(torch.full((1, 10), 5))
     with pytest.raises((IndexError, RuntimeError), match="out of"):
         model(torch.full((1, 11), 5))
+
+
+def test_a_text_that_is_an_end_alone_gives_nothing_to_train(smollm2):
+    """Nothing is predicted in it: a batch of it has no label, and a mean over none is no number."""
+    texts = ["<|im_end|>", "A text."]
+    rows = [{"text": text, "row": number} for number, text in enumerate(texts, 1)]
+    assert [row["row"] for row in encode(rows, "text", smollm2, 32)] == [2]
+    with pytest.raises(InputError, match=r"rows\.txt: none of the 1 texts has a token to predict"):
+        encode(rows[:1], "text", smollm2, 32, where="rows.txt")

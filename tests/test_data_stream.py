@@ -51,7 +51,12 @@ def prepared(path):
     packed = pack.pack(prepare.encode(splits.train, splits.format, Words(), 512), 512)
     return splits, sum(len(row["input_ids"]) for row in packed)
 
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def peak():
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    lines = Path("/proc/self/status").read_text().splitlines()  # ru_maxrss would begin with that of the process before
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
 prepared(Path(sys.argv[1]))  # libraries load parts of themselves, and batches fill their buffers
 before = peak()
 splits, tokens = prepared(Path(sys.argv[2]))

@@ -169,6 +169,32 @@ def test_a_loss_that_is_no_number_leaves_no_checkpoint_of_it(tmp_path, engine):
 
 
 @pytest.mark.parametrize("engine", [loop, trainer])
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_gradient_that_is_no_number_is_neither_saved_nor_the_end_of_a_run(tmp_path, engine, step):
+    """The loss is still fine when the gradient is not; after the update no weight would be."""
+    each = work(tmp_path, max_steps=3, save_every=1, log_every=3, accumulation=2)
+    backward = 0
+
+    def broken(gradient):
+        nonlocal backward
+        backward += 1
+        return gradient * math.nan if backward > 2 * (step - 1) else gradient
+
+    each.model.model.norm.weight.register_hook(broken)
+    with pytest.raises(Diverged, match=f"gradient norm is nan at step {step}, on rows .* of the data"):
+        engine.run(each)
+    last = checkpoints.last_good(tmp_path)
+    assert last is not None and checkpoints.step_of(last) == step - 1
+
+
+def test_a_loss_that_explodes_stops_the_run(tmp_path):
+    each = work(tmp_path)
+    each.model.lm_head.weight.data *= 1e5
+    with pytest.raises(Diverged, match=r"the loss is [0-9]{3,}\..* at step 1, on rows"):
+        loop.run(each)
+
+
+@pytest.mark.parametrize("engine", [loop, trainer])
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_the_schedule_rises_and_ends_where_it_says(tmp_path, engine, schedule):
     engine.run(work(tmp_path, schedule=schedule, warmup=0.2, max_steps=10))

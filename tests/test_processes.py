@@ -280,3 +280,11 @@ if __name__ == "__main__":
     with processes.joined():
         for each_case in json.loads(sys.argv[1]):
             run_case(each_case)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(processes.hardware, "device", lambda: torch.device("cuda"))
+    with pytest.raises(InputError, match="2 processes were started on this machine and it has 1 GPU;"):
+        processes.check("loop")

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from ftdocs import assets, checkpoints, progress, runs
 from ftdocs import train as training
 from ftdocs.cli import main
+from ftdocs.errors import InputError
 from ftdocs.job import learning_rate, steps
 from ftdocs.models import load_run
 from ftdocs.progress import Diverged
@@ -370,12 +371,12 @@ def test_the_last_step_is_logged_whatever_log_every(job, capsys):
     assert math.isfinite(last_json(capsys.readouterr().out)["loss"])
 
 
-def test_a_loss_that_is_no_number_is_null_in_the_metrics(job):
+def test_what_is_no_number_is_null_in_the_metrics(job):
     settings = ["method.name=full", "train.learning_rate=1e30", "train.max_steps=6"]
     with pytest.raises(Diverged):
         train(Recipe.load(job, settings), Path("out"))
     text = (Path("out") / runs.METRICS).read_text()
-    assert "NaN" not in text and "Infinity" not in text and '"loss": null' in text
+    assert "NaN" not in text and "Infinity" not in text and '": null' in text
 
 
 def test_a_kept_recipe_is_read_as_it_was_made(job, monkeypatch):
@@ -524,3 +525,25 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, says, job, capsys):
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and says in err and "Traceback" not in err
     assert not Path("runs").exists() or not any(Path("runs/job").glob("[!.]*"))
+
+
+def test_a_run_goes_on_under_a_newer_version_that_knows_more_keys(job, tmp_path):
+    """Each key counts with its default, so a new one changes the digest; what the user wrote is the same."""
+    recipe, folder = Recipe.load(job), tmp_path / "run"
+    folder.mkdir()
+    prints = runs.fingerprint(recipe, recipe.data.path)
+    runs.start(folder, recipe, {**prints, "recipe": "of an earlier version"})
+    runs.check_same(folder, recipe, prints, resume=True)
+    other = Recipe.load(job, ["train.batch_size=7"])
+    with pytest.raises(InputError, match=r"its steps have [0-9]+ rows"):
+        runs.check_same(folder, other, runs.fingerprint(other, other.data.path), resume=True)
+    other = Recipe.load(job, ["train.learning_rate=0.5"])
+    with pytest.raises(InputError, match=r"train\.learning_rate: .* 0\.5 now"):
+        runs.check_same(folder, other, runs.fingerprint(other, other.data.path), resume=True)
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    left = tmp_path / "checkpoints" / ".checkpoint-3.abc.making"
+    left.mkdir(parents=True)
+    checkpoints.remove_after(tmp_path, None)
+    assert not left.exists()

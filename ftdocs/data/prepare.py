@@ -194,7 +194,10 @@ def encode(
     if format == "label":
         return encode_labelled(rows, tokenizer, seq_len, labels or [])
     if format == "text":
-        return Encoded(piece for part in batches(rows) for piece in encode_text(part, tokenizer, seq_len))
+        pieces = Encoded(piece for part in batches(rows) for piece in encode_text(part, tokenizer, seq_len))
+        if rows and not pieces:
+            raise InputError(f"{where and where + ': '}none of the {len(rows)} texts has a token to predict")
+        return pieces
     try:
         encoded = encode_replies(rows, tokenizer, seq_len)
     except InputError as error:  # it begins with the row
@@ -232,7 +235,7 @@ def encode_text(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", seq_l
     ):
         if ids[-1] != tokenizer.eos_token_id:
             ids = [*ids, tokenizer.eos_token_id]
-        for start in range(0, max(1, len(ids) - 1), seq_len - 1):
+        for start in range(0, len(ids) - 1, seq_len - 1):  # of an end alone nothing is predicted: no piece
             piece = ids[start : start + seq_len]
             yield {"input_ids": piece, "labels": [IGNORED, *piece[1:]], "row": row["row"]}
 
