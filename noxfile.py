@@ -110,7 +110,9 @@ def docs(session: nox.Session) -> None:
     if set(session.posargs) - set(PROFILES) or len(session.posargs) > 1:
         session.error(f"nox -s docs -- takes one of {', '.join(PROFILES)}")
     profile = ["--profile", *session.posargs] if session.posargs else []
-    run(session, "docs/_ext/build.py", *profile)
+    # One GPU, as a page's commands train with one process; several are a page's own business.
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    run(session, "docs/_ext/build.py", *profile, CUDA_VISIBLE_DEVICES=gpu)
 
 
 @nox.session(venv_backend="none")
