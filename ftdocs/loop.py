@@ -18,7 +18,7 @@ def run(work: Job) -> int:
     """Train until ``work.total`` optimiser steps are done, or Ctrl-C; the number of steps that were done.
 
     Raises:
-        Diverged: the loss became NaN or infinite.
+        Diverged: the loss or the gradient is no number, or the loss has exploded.
     """
     asked, model, progress = work.recipe.train, work.model, work.progress
     device = next(model.parameters()).device

@@ -22,7 +22,7 @@ def run(work: Job) -> int:
 
     Raises:
         InputError: Accelerate was told something else than the recipe, or trains with fewer processes than there are.
-        Diverged: the loss became NaN or infinite.
+        Diverged: the loss or the gradient is no number, or the loss has exploded.
     """
     if work.resumed_from and checkpoints.step_of(work.resumed_from) >= work.total:
         checkpoints.load_weights(work.resumed_from, work.model)  # Trainer would make a step more

@@ -135,7 +135,8 @@ class RecordDirective(SphinxDirective):
             raise self.error(str(error)) from None
         self.env.note_dependency(str(folder / f"{record.name}.json"))
         self.env.note_dependency(str(records.source(record.name, folder)))
-        seeds = f"{len(record.seeds)} seeds, " if record.seeds else ""
+        count = len(record.seeds)
+        seeds = f"{count} seed{'s' * (count > 1)}, " if count else ""
         stale = " **Stale:** its code has changed since." if record.stale else ""
         text = (
             f"**Recorded run** `{record.command}`: {len(record.rows)} cases, {seeds}{record.seconds:.0f} s on "
