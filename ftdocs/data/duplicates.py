@@ -1,6 +1,7 @@
 """Texts that are nearly the same, found without comparing each with each other."""
 
 from collections.abc import Sequence
+from typing import cast
 from zlib import crc32
 
 import numpy as np
@@ -92,7 +93,7 @@ def near_duplicates(
     index = MinHashLSH(num_perm=permutations, params=bands(threshold, permutations))
     signatures = MinHash.generator(sets, num_perm=permutations, seed=seed, hashfunc=int)
     for place, signature in enumerate(signatures):
-        for other in index.query(signature):
+        for other in cast("list[int]", index.query(signature)):
             if root(other) != root(place) and jaccard(sets[place], sets[other]) >= threshold:
                 parent[root(place)] = root(other)
         index.insert(place, signature, check_duplication=False)
