@@ -1,6 +1,6 @@
 """How many layers of a pretrained encoder must move to learn sentiment, and what does each cost?
 
-Held fixed: MiniLM (6 layers), one-sentence reviews without near-duplicates, `recipes/sentiment.yaml` with all sentences,
+Held fixed: MiniLM (6 layers), one-sentence reviews without near-duplicates, `recipes/sentiment.yaml` on all of them,
 the split, the number of epochs and, for all ways but the features, the learning rate. Ways: the head alone, fitted as a
 logistic regression (features); what stands above the layers, and the top k layers, for every k; everything (full). The
 seed changes the order of the rows and the first weights of the head. Columns: accuracy and macro F1 on the test rows;
