@@ -1,7 +1,7 @@
 """How well does MiniLM classify whole IMDb reviews: with frozen features, and with every weight trained?
 
-Held fixed: all 25,000 reviews of the data set without near-duplicates, a fifth of them held out for the test, the first
-256 tokens of each. Columns: accuracy with its 95 % bootstrap interval over the test reviews, macro F1, training reviews,
+Held fixed: all 25,000 reviews without near-duplicates, a fifth of them held out for the test, the first
+256 tokens of each. Columns: accuracy with its 95 % bootstrap interval, macro F1, training reviews,
 seconds of training.
 """
 
