@@ -91,7 +91,7 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
     :mod:`~ftdocs.data.split` do.
     """
     path = source(data)
-    rows, format, blank = checked_rows(path, data.format, data.group)
+    rows, format, blank = checked_rows(path, data.format, data.group, data.where)
     from ftdocs.data.split import (
         contradictions,
         split,
@@ -118,8 +118,16 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
     return Splits(path, format, train, validation, test, labels, report)
 
 
-def checked_rows(path: Path, format: str | None = None, group: str | None = None) -> tuple[Stored, str, int]:
-    """All rows of a file, checked and cleaned; their format; and how many blank texts were passed over."""
+def checked_rows(
+    path: Path,
+    format: str | None = None,
+    group: str | None = None,
+    where: dict[str, str | int] | None = None,
+) -> tuple[Stored, str, int]:
+    """The rows of a file, checked and cleaned; their format; and how many blank texts were passed over.
+
+    With ``where``, those rows only that have its values in its columns.
+    """
     if group == "row":
         raise InputError(
             f"{path}: data.group is `row`, which is every row's number here and keeps nothing together; "
@@ -127,6 +135,8 @@ def checked_rows(path: Path, format: str | None = None, group: str | None = None
         )
     rows, blank = Stored(keys=(text_key, prompt_key)), 0
     for raw in read_rows(path):
+        if where and not all(_value(raw, column, path) == str(value) for column, value in where.items()):
+            continue
         format = format or recognise(raw, f"{path}, row {raw['row']}")
         row = clean_row(check(raw, format, str(path)))
         if is_blank(row, format, str(path)):
@@ -135,9 +145,19 @@ def checked_rows(path: Path, format: str | None = None, group: str | None = None
         if group is not None:
             row["group"] = _group(raw, group, path)
         rows.append(row)
+    if where and not rows and not blank:
+        wanted = " and ".join(f"{column}: {value}" for column, value in where.items())
+        raise InputError(f"{path}: no row has {wanted}; change data.where")
     if not rows:
         raise InputError(f"{path}: all {blank} rows are blank; a data file needs at least one row of text")
     return rows, str(format), blank
+
+
+def _value(raw: Row, column: str, path: Path) -> str:
+    if column not in raw:
+        columns = ", ".join(name for name in raw if name != "row")
+        raise InputError(f"{path}, row {raw['row']}: data.where: no column `{column}` (columns: {columns})")
+    return str(raw[column])
 
 
 def _group(raw: Row, column: str, path: Path) -> str:
