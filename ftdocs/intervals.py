@@ -154,7 +154,9 @@ def metric_intervals(
     if not len(answers):
         raise InputError("there are no predictions; give at least one row")
     classes = np.union1d(answers, given)
-    table = confusion_matrix(answers, given, labels=classes)  # (C, C): row is the right class, column the predicted one
+    table = confusion_matrix(
+        answers, given, labels=classes
+    )  # (C, C): row is the right class, column the predicted one
     right = int(table.trace())
     found = {"accuracy": share_interval(right, len(answers), confidence)}
     if right == len(answers):
