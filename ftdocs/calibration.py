@@ -9,8 +9,7 @@ from scipy.special import log_softmax
 
 from ftdocs.errors import InputError
 
-LOG_TEMPERATURES = (-5.0, 5.0)  # from 1/148 to 148: beyond, the logits or the rows are to blame
-NONE_BEST = "no temperature is best on these"
+LOG_TEMPERATURES = (-5.0, 5.0)  # from 1/148 to 148, at which any usual logits give nearly equal probabilities
 
 
 class Reliability(NamedTuple):
@@ -76,27 +75,27 @@ def fit_temperature(logits: np.ndarray, labels: Sequence[int]) -> float:
 
     One number for all rows and classes, so no prediction changes, only how sure it is. Fit it on validation rows: on
     training rows the model is right too often, and on test rows the result would be measured where it was fitted.
+    Logits that say no more than guessing get the largest T, 148: equal probabilities.
 
     Args:
         logits: (rows, classes).
         labels: (rows,), the right class of each row.
 
     Raises:
-        InputError: no rows, a label without a column, or no T is best: every prediction is right, or they are no
-            better than guessing.
+        InputError: no rows, a label without a column, or every prediction is right, so that no T is best.
     """
     given, answers = _checked(logits, labels)
 
     if (given.argmax(axis=1) == answers).all():
-        raise InputError(f"{NONE_BEST} {len(answers)} rows: every one is right; give more validation rows")
+        raise InputError(
+            f"no temperature is best on these {len(answers)} rows, as every answer is right; give more validation rows"
+        )
 
     def loss(log_temperature: float) -> float:
         each = log_softmax(given / np.exp(log_temperature), axis=1)[np.arange(len(answers)), answers]
         return float(-each.mean())
 
     best = minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded", options={"xatol": 1e-6}).x
-    if min(abs(best - bound) for bound in LOG_TEMPERATURES) < 0.01:
-        raise InputError(f"{NONE_BEST} {len(answers)} rows: their logits are no better than guessing")
     return float(np.exp(best))
 
 

@@ -279,6 +279,11 @@ def evaluate(options: argparse.Namespace) -> None:
         print(f"ftdocs: {warning}", file=sys.stderr)
     if options.json:
         return print_json(outcome)
+    print_evaluation(outcome)
+
+
+def print_evaluation(outcome: dict[str, Any]) -> None:
+    """What ``evaluate_run`` found, for people: a line for each metric, with its interval where there is one."""
     print(f"{outcome['run']}: {outcome['rows']} {outcome['split']} rows")
     spans = outcome.get("intervals", {})
     for name, value in outcome["metrics"].items():
