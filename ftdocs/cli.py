@@ -140,6 +140,20 @@ def parser() -> Parser:
     )
     it.add_argument("--samples", type=int, default=2, metavar="N", help="rows shown with their loss mask (2)")
 
+    it = verb(
+        "convert",
+        convert_data,
+        "an annotation export as rows of text and label, and what was left out",
+        inner,
+    )
+    it.add_argument(
+        "data", type=Path, metavar="EXPORT", help="Label Studio's JSON, JSON_MIN or CSV, or Labelbox's"
+    )
+    it.add_argument("--output", type=Path, metavar="ROWS.jsonl", help="EXPORT-rows.jsonl when left out")
+    it.add_argument("--question", metavar="NAME", help="whose choice is the label, where there are several")
+    it.add_argument("--text", metavar="FIELD", help="which field is the text, where there are several")
+    it.add_argument("--labels", metavar="A,B", help="all labels there may be; another one is refused")
+
     it = verb("train", train, "fine-tune as a recipe says")
     it.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="what `ftdocs new` writes, or your own")
     it.add_argument(
@@ -244,6 +258,31 @@ def inspect_data(options: argparse.Namespace) -> None:
     if options.json:
         return print_json(report)
     inspect.show(report, Console())
+
+
+def convert_data(options: argparse.Namespace) -> None:
+    """Write the rows of an annotation export."""
+    from ftdocs import files
+    from ftdocs.data import annotation
+
+    export = options.data
+    target = options.output or Path(f"{export.name.split('.')[0]}-rows.jsonl")
+    if target.exists():
+        raise InputError(f"{target}: exists; choose another name with --output, or remove it")
+    labels = options.labels.split(",") if options.labels else None
+    tasks = annotation.read_tasks(export, options.question, options.text, labels)
+    rows, report = annotation.labelled(tasks, str(export))
+    lines = (json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) for row in rows)
+    with files.explain_write_errors(target):
+        files.write_atomic(target, "".join(f"{line}\n" for line in lines))
+    if options.json:
+        return print_json({"output": str(target), "rows": len(rows), **report})
+    print(f"wrote {len(rows)} rows of {report['tasks']} tasks to {target}")
+    for name, numbers in report.items():
+        if isinstance(numbers, list) and numbers:
+            print(
+                f"  {name}: {len(numbers)} (rows {', '.join(map(str, numbers[:20]))}{', …' * (len(numbers) > 20)})"
+            )
 
 
 def train(options: argparse.Namespace) -> None:
