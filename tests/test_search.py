@@ -231,14 +231,19 @@ def test_failed_trials_are_counted_and_all_failing_is_an_error(recipe, capsys, m
 
     monkeypatch.setattr(search, "train", full)
     assert main(["search", str(recipe()), "--trials", "2", "--output", "full", "--json"]) == 1
-    assert "none of 2 trials reached its end; the first one failed: CUDA out of memory" in capsys.readouterr().err
+    assert (
+        "none of 2 trials reached its end; the first one failed: CUDA out of memory"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("pruner", ["median", "halving"])
 def test_a_pruner_stops_what_does_badly(recipe, pruner):
     rates = [1e-2, 1e-2 + 1e-5, 1e-2 + 2e-5, 1e-7, 1e-7 + 1e-12]
     section = f"\n  sampler: grid\n  pruner: {pruner}\n  space: {{train.learning_rate: {rates}}}\n"
-    found = search.search(Recipe.load(recipe(section, ", epochs: 4, eval_every: 3, log_every: 1")), Path("s"), 5)
+    found = search.search(
+        Recipe.load(recipe(section, ", epochs: 4, eval_every: 3, log_every: 1")), Path("s"), 5
+    )
     assert found.pruned >= 1 and found.failed == 0
     assert found.best["train.learning_rate"] > 1e-3
     for row in found.rows:
@@ -254,12 +259,16 @@ def test_trials_of_all_batch_sizes_are_validated_after_as_many_rows(recipe):
 
 
 def test_a_space_is_read_as_it_is_meant(recipe):
-    found = Recipe.load(recipe("\n  space: {train: {epochs: {low: 1, high: 3}, learning_rate: [1e-4, 1e-3]}}\n"))
+    found = Recipe.load(
+        recipe("\n  space: {train: {epochs: {low: 1, high: 3}, learning_rate: [1e-4, 1e-3]}}\n")
+    )
     assert found.search.space is not None
     kinds = search.distributions(found.search.space)
     assert kinds["train.epochs"] == IntDistribution(1, 3)
     assert kinds["train.learning_rate"].choices == (1e-4, 1e-3)  # YAML reads 1e-4 as text
-    log = Recipe.load(recipe("\n  space: {train.weight_decay: {low: 1e-4, high: 1, log: true}}\n")).search.space
+    log = Recipe.load(
+        recipe("\n  space: {train.weight_decay: {low: 1e-4, high: 1, log: true}}\n")
+    ).search.space
     assert log and search.distributions(log)["train.weight_decay"] == FloatDistribution(1e-4, 1, log=True)
 
 
@@ -328,7 +337,9 @@ def test_a_folder_of_another_search_is_refused_and_the_difference_named(recipe, 
     path = recipe()
     assert main(["search", str(path), "--trials", "1", "--json"]) == 0
     capsys.readouterr()
-    line = refused(capsys, "search", path, "--trials", "1", "--set", "train.warmup=0.2", "--set", "search.seed=1")
+    line = refused(
+        capsys, "search", path, "--trials", "1", "--set", "train.warmup=0.2", "--set", "search.seed=1"
+    )
     assert "train.warmup: 0.05 there, 0.2 now" in line and "search.seed: 0 there, 1 now" in line
     path = recipe(SPACE.replace("1e-1", "1e-2"))
     assert '"high": 0.01' in refused(capsys, "search", path, "--trials", "1")
@@ -345,7 +356,9 @@ def test_ray_finds_what_optuna_finds_and_leaves_nothing_running(recipe):
     assert done.returncode == 0, error
     result = json.loads(out)
     assert (result["trials"], result["failed"]) == (4, 0)
-    side_by_side = search.search(Recipe.load(path), Path("runs/job-search"), 4)  # the study is in the same format
+    side_by_side = search.search(
+        Recipe.load(path), Path("runs/job-search"), 4
+    )  # the study is in the same format
     assert settings(side_by_side) == settings(alone)
     for mine, theirs in zip(alone.rows, side_by_side.rows, strict=True):
         assert mine["value"] == pytest.approx(theirs["value"], rel=1e-4)
