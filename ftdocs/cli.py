@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -59,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if processes.lost(error):
             tell("another process of this run has ended, and so does this one; add --resume to go on")
-        elif type(error).__name__ in ("Interrupted", "Diverged"):
+        elif type(error).__name__ in ("Interrupted", "Diverged", "AllFailed"):
             tell(str(error), all_know=True)
         else:
             raise
@@ -165,6 +167,29 @@ def parser() -> Parser:
     )
     it.add_argument("--output", type=Path, metavar="DIR", help="the run's folder; runs/NAME when left out")
     it.add_argument("--resume", action="store_true", help="go on with an unfinished run")
+
+    it = verb("search", search, "try other values of a recipe's keys, and keep the best")
+    it.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="its section search says where to look")
+    it.add_argument("--trials", type=int, required=True, metavar="N", help="how many settings to try")
+    it.add_argument(
+        "--engine",
+        choices=("optuna", "ray"),
+        default="optuna",
+        help="optuna: one after the other; ray: side by side, each on a core or GPU of its own",
+    )
+    it.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="instead of the recipe's value, such as search.sampler=random; may be given several times",
+    )
+    it.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="the search's folder; runs/NAME-search when left out; the same command goes on in it",
+    )
 
     it = verb("evaluate", evaluate, "a run's metrics on the test rows that its training never saw")
     it.add_argument("run", type=Path, metavar="RUN_DIR", help="what `ftdocs train` made, such as runs/NAME")
@@ -304,6 +329,40 @@ def train(options: argparse.Namespace) -> None:
         return print(f"Its card: {result.run / runs.CARD}\nNext: ftdocs evaluate {result.run}")
     print((result.run / runs.CARD).read_text().split("---\n", 2)[2].strip())
     print(f"\nNext: ftdocs evaluate {result.run}")
+
+
+def search(options: argparse.Namespace) -> None:
+    """Search for better hyperparameters."""
+    recipe = load_recipe(options.recipe, options.set)
+    for package in ("optuna", options.engine):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f'{package} is not installed; python -m pip install "ftdocs[search]"')
+    from ftdocs.search import BEST, LESS_IS_BETTER
+    from ftdocs.search import search as run
+
+    engine = None
+    if options.engine == "ray":
+        from ftdocs.search_ray import by_ray as engine
+    output = options.output or Path("runs") / f"{options.recipe.stem}-search"
+    found = run(recipe, output, options.trials, engine, progress=not options.json)
+    if options.json:
+        return print_json({key: value for key, value in vars(found).items() if key != "rows"})
+    from rich.console import Console
+    from rich.table import Table
+
+    sign = 1 if found.metric in LESS_IS_BETTER else -1
+    ranked = sorted(found.rows, key=lambda row: math.inf if row["value"] is None else sign * row["value"])
+    table = Table("trial", found.metric, *found.best, "seconds", "", box=None)
+    for row in ranked:
+        value = "" if row["value"] is None else f"{row['value']:.4f}"
+        note = (
+            row.get("reason", "") if row["state"] == "failed" else row["state"] * (row["state"] != "complete")
+        )
+        settings = (f"{row[key]:.4g}" if isinstance(row[key], float) else str(row[key]) for key in found.best)
+        table.add_row(str(row["trial"]), value, *settings, f"{row.get('seconds', 0):.0f}", note)
+    Console().print(table)
+    print(f"\nbest: {', '.join(f'{key} {value}' for key, value in found.best.items())}")
+    print(f"Next: ftdocs train {found.search / BEST}")
 
 
 def evaluate(options: argparse.Namespace) -> None:

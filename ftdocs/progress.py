@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from ftdocs import files, processes, runs
 EXPLODED = 100.0  # nats a token: guessing among all tokens of any vocabulary costs less than 20
 WORDS = {"loss": "loss", "eval_loss": "held-out loss", "grad_norm": "gradient norm"}
 SAVE_SECONDS = 120.0  # between checkpoints, where the recipe does not count them in steps
+Watch = Callable[[int, dict[str, float]], None]  # of a step and its held-out metrics, such as eval_loss
 
 
 class Interrupted(Exception):
@@ -46,6 +47,7 @@ class Progress:
         rows: where in the data file this process's part of the last step comes from, to name when it breaks the loss.
         interrupted: the user pressed Ctrl-C; ``stop_asked`` says so when every process knows, after a step.
         save_due: the last checkpoint was so long ago that another one is due by the clock.
+        watch: is told the step and the metrics of each validation; what it raises ends the run.
     """
 
     folder: Path
@@ -65,12 +67,15 @@ class Progress:
     interrupted: bool = False
     stop_asked: bool = False
     save_due: bool = False
+    watch: Watch | None = None
 
     @classmethod
-    def start(cls, folder: Path, resumed_from: Path | None, show: bool = False) -> "Progress":
+    def start(
+        cls, folder: Path, resumed_from: Path | None, show: bool = False, watch: Watch | None = None
+    ) -> "Progress":
         """The counts of a new run, or those kept beside the checkpoint that it goes on from."""
         show = show and processes.is_main()
-        progress = cls(folder, tqdm(desc="training", unit="step", disable=not show))
+        progress = cls(folder, tqdm(desc="training", unit="step", disable=not show), watch=watch)
         if resumed_from is not None:
             kept = json.loads((resumed_from / "progress.json").read_text())
             progress.tokens, progress.before = kept["tokens"], kept["seconds"]
@@ -161,6 +166,8 @@ class Progress:
         named = {f"eval_{name}": value for name, value in found.items()}
         self.paused += seconds
         self.write(step, named)
+        if self.watch is not None:
+            self.watch(step, named)
         return named
 
     def keep(self, folder: Path, step: int) -> None:

@@ -3,18 +3,21 @@
 import difflib
 import json
 import os
+import re
 import runpy
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     SecretStr,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -142,6 +145,71 @@ class Train(Section):
         return self
 
 
+class Range(Section):
+    """An interval to search in. Two whole numbers give whole numbers, its ends among them."""
+
+    low: int | float = Field(description="the lower end")
+    high: int | float = Field(description="the upper end")
+    log: bool = Field(False, description="as likely between 1 and 10 as between 10 and 100")
+
+    @model_validator(mode="after")
+    def not_empty(self) -> Self:
+        """There is something between the ends, and a logarithm of each."""
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low {self.low:g} has no logarithm; set low above 0, or leave out log")
+        return self
+
+
+EXPONENT = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")  # which YAML 1.1 takes for text if it has no point
+Choices = Annotated[list[int | float | str], Field(min_length=1)]
+Space = dict[
+    str,
+    Annotated[
+        Annotated[Range, Tag("<range>")] | Annotated[Choices, Tag("<choices>")],
+        Discriminator(lambda value: "<range>" if isinstance(value, dict | Range) else "<choices>"),
+    ],
+]
+
+
+class Search(Section):
+    """How `ftdocs search` looks for better values of other keys."""
+
+    space: Space | None = Field(
+        None,
+        description="by key, a list or a range, such as `train.learning_rate: {low: 1e-5, high: 1e-3, log: true}`; "
+        "left out: learning rate, batch size and epochs, around the recipe's",
+    )
+    sampler: Literal["grid", "random", "bayes"] = Field(
+        "bayes", description="how the next values are chosen; bayes is Optuna's TPE"
+    )
+    metric: Literal[
+        "eval_loss", "eval_perplexity", "eval_accuracy", "eval_precision", "eval_recall", "eval_f1"
+    ] = Field("eval_loss", description="of the validation rows, after the last step")
+    pruner: Literal["none", "median", "halving"] = Field(
+        "none", description="stops a trial that does badly at one of its validations; needs train.eval_every"
+    )
+    seed: int = Field(0, ge=0, description="of the sampler; train.seed is the same in all trials")
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def dotted_keys(cls, space: Any) -> Any:
+        """Keys within a section's name are dotted ones, ``train: {epochs: [1, 2]}``; 1e-4, text in YAML, is a number."""
+        if not isinstance(space, dict):
+            return space
+        flat: dict[Any, Any] = {}
+        for key, value in space.items():
+            inner = value if key in ("method", "train") and isinstance(value, dict) else None
+            flat |= {key: value} if inner is None else {f"{key}.{name}": each for name, each in inner.items()}
+        return {
+            key: [float(each) if EXPONENT.fullmatch(str(each)) else each for each in value]
+            if isinstance(value, list)
+            else value
+            for key, value in flat.items()
+        }
+
+
 class Recipe(Section):
     """A whole job: a base model, data, a method, a training schedule, and what changes with size."""
 
@@ -151,6 +219,7 @@ class Recipe(Section):
     data: Data
     method: Method = Method()  # type: ignore[call-arg]
     train: Train = Train()  # type: ignore[call-arg]
+    search: Search = Search()  # type: ignore[call-arg]
     profiles: dict[Profile, dict[str, Any]] = Field(
         {}, description="what changes in the smoke, cpu and gpu size"
     )
@@ -208,17 +277,29 @@ class Recipe(Section):
         return self.model_copy(update={"data": data, "model": model})
 
     def kept_in(self, folder: Path) -> "Recipe":
-        """The resolved recipe as a run keeps it: without profiles, and with paths relative to ``folder``."""
+        """The resolved recipe as a run keeps it: without profiles and search, paths relative to ``folder``."""
         data, model = self.data, self.model
         if data.path is not None:
             data = data.model_copy(update={"path": Path(os.path.relpath(data.path, folder.resolve()))})
         if model.startswith("/"):
             model = os.path.relpath(model, folder.resolve())
-        return self.model_copy(update={"data": data, "model": model, "profiles": {}})
+        return self.model_copy(update={"data": data, "model": model, "profiles": {}, "search": Search()})
+
+    def changed(self, values: dict[str, Any], lead: str = "") -> "Recipe":
+        """The same recipe with other values, by dotted key, checked as those of a file are.
+
+        Raises:
+            InputError: an unknown key, or a value that it cannot have; ``lead`` begins the message.
+        """
+        raw = self.model_dump(mode="json", exclude_none=True)
+        for key, value in values.items():
+            raw = merge(raw, nested(key, value))
+        return _validate(type(self), raw, lead)
 
     def to_yaml(self) -> str:
         """The recipe as YAML that :meth:`load` reads back to the same recipe."""
         unused = {"profiles"} if not self.profiles else set()
+        unused |= {"search"} if self.search == Search() else set()
         return yaml.safe_dump(
             self.model_dump(mode="json", exclude_none=True, exclude=unused), sort_keys=False
         )
@@ -404,7 +485,7 @@ def _first(error: ValidationError, lead: str, origins: dict[str, str]) -> str:
 
 def _dotted(problem: Any) -> str:
     """The key of a problem, without pydantic's names for the members of a union and numbers of items."""
-    inner = ("str", "list[str]", "[key]")
+    inner = ("str", "list[str]", "[key]", "<range>", "<choices>", "int", "float")
     return ".".join(part for part in problem["loc"] if isinstance(part, str) and part not in inner)
 
 
@@ -435,6 +516,7 @@ WANTED = {
     "model_type": "must hold keys, written below it and indented",
     "dict_type": "must hold keys, written below it and indented",
     "list_type": "must be a list, such as [a, b]",
+    "too_short": "must have an item at least",
     "string_type": "must be text",
     "path_type": "must be text, a path",
     **dict.fromkeys(["int_type", "int_parsing", "int_from_float"], "must be a whole number"),
@@ -450,6 +532,8 @@ def _nearest(dotted: str) -> str:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             keys[name] = list(field.annotation.model_fields)
     section, _, last = dotted.rpartition(".")
+    if section.startswith("search.space."):
+        keys[section] = list(Range.model_fields)
     near = difflib.get_close_matches(last, keys[section], n=1, cutoff=0.55)
     # By its own name, as learning_rate written beside model, or by its full one, as train_seed.
     everywhere = {spelling: f"{name}.{key}" for name in keys if name for key in keys[name]

@@ -86,7 +86,8 @@ def relevant(recipe: Recipe, count: int | None = None) -> dict[str, dict[str, An
 
     ``train`` has the number of processes too: ``count``, or as many as there are.
     """
-    kept = recipe.model_dump(mode="json", exclude={"profiles": True, "model": True, **IRRELEVANT})
+    whole = dict.fromkeys(("profiles", "model", "search"), True)
+    kept = recipe.model_dump(mode="json", exclude={**whole, **IRRELEVANT})
     return {**kept, "train": {**kept["train"], "processes": count or processes.count()}}
 
 

@@ -32,14 +32,18 @@ from ftdocs.methods import features
 from ftdocs.methods.full import train_all
 from ftdocs.methods.layers import train_top
 from ftdocs.methods.lora import add_lora
-from ftdocs.progress import Interrupted, Progress
+from ftdocs.progress import Interrupted, Progress, Watch
 from ftdocs.recipe import Method, Recipe
 
 ENGINES = {"loop": loop.run, "trainer": trainer.run}
 
 
 def train(
-    recipe: Recipe, output: Path | None = None, resume: bool = False, progress: bool = False
+    recipe: Recipe,
+    output: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    watch: Watch | None = None,
 ) -> runs.Result:
     """Fine-tune as ``recipe`` says and leave a run in ``output``; a finished run of the same is reused.
 
@@ -48,6 +52,7 @@ def train(
         output: the run's folder. When left out, a folder of the cache that the run's fingerprint names.
         resume: go on with an unfinished run from its last good checkpoint.
         progress: show a progress bar on standard error.
+        watch: is told the step and the metrics of each validation; what it raises ends the run, and is passed on.
 
     Raises:
         InputError: the recipe, the data or the folder is not right.
@@ -64,7 +69,7 @@ def train(
         with runs.hold(folder), files.explain_write_errors(folder):
             named = output is not None
             finished = processes.from_main(lambda: look(recipe, folder, prints, resume, named))
-            return finished or fit(recipe, folder, prints, resume, progress)
+            return finished or fit(recipe, folder, prints, resume, progress, watch)
 
 
 def look(
@@ -89,7 +94,14 @@ def look(
     return None
 
 
-def fit(recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, progress: bool) -> runs.Result:
+def fit(
+    recipe: Recipe,
+    folder: Path,
+    prints: dict[str, str],
+    resume: bool,
+    progress: bool,
+    watch: Watch | None = None,
+) -> runs.Result:
     """The run itself: data, model, an engine, then the weights and the model card."""
     for logger in recipe.train.report_to:
         if importlib.util.find_spec(logger) is None:
@@ -127,7 +139,7 @@ def fit(recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, prog
     }
     last = processes.from_main(lambda: begin(recipe, folder, prints, resume, saved))
     total = 1 if recipe.method.name == "features" else job.steps(recipe, len(train_rows))
-    counts = Progress.start(folder, last, progress)
+    counts = Progress.start(folder, last, progress, watch)
     work = Job(
         recipe, folder, splits.format, trainable, tokenizer, train_rows, held_out, packed, total, last, counts
     )

@@ -132,3 +132,21 @@ def tiny_gguf(path: Path):
     writer.write_tensors_to_file()
     writer.close()
     return model
+
+
+def tiny_bert(folder: Path) -> Path:
+    """A BERT of two layers with random weights, and the tokenizer of MiniLM: what a classifier is trained from."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    from ftdocs import assets
+
+    tokenizer = AutoTokenizer.from_pretrained(assets.model_path("minilm"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
