@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ftdocs.methods.full import train_all
 from ftdocs.methods.layers import train_top
 from ftdocs.methods.lora import add_lora
 from ftdocs.progress import Interrupted, Progress, Watch
-from ftdocs.recipe import Method, Recipe
+from ftdocs.recipe import Data, Method, Recipe
 
 ENGINES = {"loop": loop.run, "trainer": trainer.run}
 
@@ -129,6 +130,10 @@ def fit(
         torch.manual_seed(recipe.train.seed)
         trainable = choose_weights(model, recipe.method)
 
+    if recipe.method.name == "ulmfit" and recipe.method.unfreeze and processes.count() > 1:
+        raise InputError(
+            "method.unfreeze changes which layers are trained, which several processes cannot follow; set it to false"
+        )
     # From here on the folder is a run: all that can be wrong with the input has been found.
     majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
     saved = {
@@ -138,6 +143,12 @@ def fit(
         "majority": majority,
     }
     last = processes.from_main(lambda: begin(recipe, folder, prints, resume, saved))
+    if recipe.method.name == "ulmfit" and is_label and recipe.method.language_epochs:
+        language = train_language_model(recipe, folder / "language", splits.train, progress)
+        trainable, _ = models.load(
+            recipe.model_copy(update={"model": str(language / "model")}), splits.labels
+        )
+        trainable = choose_weights(trainable, recipe.method)
     total = 1 if recipe.method.name == "features" else job.steps(recipe, len(train_rows))
     counts = Progress.start(folder, last, progress, watch)
     work = Job(
@@ -162,8 +173,36 @@ def choose_weights(model: PreTrainedModel, method: Method) -> torch.nn.Module:
             return train_top(model, method.layers)
         case "features":
             return features.train_head(model)
-        case "full":
+        case "full" | "ulmfit":
             return train_all(model)
+
+
+def train_language_model(
+    recipe: Recipe, folder: Path, rows: Sequence[dict[str, Any]], progress: bool = False
+) -> Path:
+    """ULMFiT's second stage, a run of its own: the model reads the training texts before it sees their labels.
+
+    The texts that are held out for the classifier are not among them. All layers are trained from the start, as in
+    the paper, with the rates by layer that the recipe says.
+
+    Returns: the run's folder.
+    """
+    texts = folder.with_suffix(".jsonl")
+    content = "".join(json.dumps({"text": row["text"]}, ensure_ascii=False) + "\n" for row in rows)
+    processes.from_main(lambda: files.write_atomic(texts, content))
+    method = recipe.method.model_copy(update={"unfreeze": False})
+    epochs = {
+        "epochs": method.language_epochs,
+        "learning_rate": None,
+    }  # the recipe's rate is the classifier's
+    language = recipe.model_copy(
+        update={
+            "data": Data(path=texts, format="text", validation=0, test=0),
+            "method": method,
+            "train": recipe.train.model_copy(update=epochs),
+        }
+    )
+    return train(language, folder, resume=runs.state(folder) == "unfinished", progress=progress).run
 
 
 def begin(
