@@ -6,9 +6,6 @@ import logging
 import math
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -16,6 +13,7 @@ import pandas
 import pytest
 import torch
 import transformers
+from forked import Command, Two
 from peft import PeftModel
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -286,25 +284,16 @@ def test_a_smoke_run_in_the_way_is_called_one_and_the_differing_keys_are_named(j
     )
 
 
-def command(*arguments: str) -> subprocess.Popen:
-    """The command line in a process of its own, which can be killed."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "ftdocs.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(folder: Path, step: int, process: Command | Two) -> None:
     """Wait until a run has logged ``step``."""
-    for _ in range(6000):  # five minutes: other things may run on this machine
-        if (folder / runs.METRICS).is_file() and any(r["step"] >= step for r in runs.read_metrics(folder)):
-            return
-        if process.poll() is not None:
-            pytest.fail(f"the run ended early: {process.stderr.read()}")
-        time.sleep(0.05)
-    pytest.fail(f"step {step} was not reached")
+
+    def reached() -> bool:
+        return (folder / runs.METRICS).is_file() and any(
+            row["step"] >= step for row in runs.read_metrics(folder)
+        )
+
+    if not process.until(reached):
+        pytest.fail(f"the run ended early: {process.end()}")
 
 
 def curve(folder: Path) -> list[tuple]:
@@ -318,11 +307,11 @@ def curve(folder: Path) -> list[tuple]:
 @pytest.mark.parametrize("engine", ["trainer", "loop"])
 def test_ctrl_c_saves_and_says_how_to_go_on(job, engine):
     settings = [f"--set=train.engine={engine}", "--set=train.max_steps=200", "--set=train.save_every=100"]
-    process = command("train", job, *settings, "--output", "out")
+    process = Command("train", job, *settings, "--output", "out")
     wait_for_step(Path("out"), 2, process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 1 and "--resume" in errors.splitlines()[-1] and "Traceback" not in errors
+    process.signal(signal.SIGINT)
+    code, said = process.end()
+    assert code == 1 and "--resume" in said.splitlines()[-1] and "Traceback" not in said
     saved = checkpoints.last_good(Path("out"))
     assert saved is not None and int(saved.name.split("-")[1]) >= 2
 
@@ -343,9 +332,8 @@ def test_without_save_every_a_checkpoint_is_written_by_the_clock(job, monkeypatc
 
 def test_two_processes_cannot_write_one_run(job):
     with runs.hold(Path("out")):
-        process = command("train", job, "--output", "out")
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2 and "another process" in errors
+        code, said = Command("train", job, "--output", "out").end()
+    assert code == 2 and "another process" in said
 
 
 @pytest.mark.parametrize("engine", ["trainer", "loop"])
@@ -430,10 +418,10 @@ def test_another_base_model_is_noticed(job, tiny_llama, capsys):
 
 
 def test_the_words_about_an_unfinished_run_can_be_pasted(job, capsys):
-    process = command("train", job, "--set", "train.max_steps=20", "--output", "out")
+    process = Command("train", job, "--set", "train.max_steps=20", "--output", "out")
     wait_for_step(Path("out"), 5, process)
-    process.kill()
-    process.communicate()
+    process.signal(signal.SIGKILL)
+    assert process.end()[0] == -signal.SIGKILL
     assert run("evaluate", "out") == 2
     words = capsys.readouterr().err.split("`")[1].split()
     assert words[0] == "ftdocs" and run(*words[1:]) == 0
