@@ -280,8 +280,24 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.json:
         return print_json(outcome)
     print(f"{outcome['run']}: {outcome['rows']} {outcome['split']} rows")
+    spans = outcome.get("intervals", {})
     for name, value in outcome["metrics"].items():
-        print(f"  {name:<18} {value:.4f}")
+        span = "  (95 % interval: {:.4f} to {:.4f})".format(*spans[name]) if name in spans else ""
+        print(f"  {name:<26} {value:.4f}{span}")
+    if "confusion" in outcome:
+        print_confusion(**outcome["confusion"])
+
+
+def print_confusion(labels: list[str], counts: list[list[int]]) -> None:
+    """A confusion matrix, a line for each right class; a file with many classes is read more easily as JSON."""
+    if len(labels) > 12:
+        return print("  confusion matrix: too wide for a terminal, see evaluation.json")
+    names = [name if len(name) <= 16 else f"{name[:15]}…" for name in labels]
+    width = max(8, *map(len, names))
+    print("\n  rows of class ↓ that were taken for class →")
+    print(" ".join(["  " + " " * width, *(name.rjust(width) for name in names)]))
+    for name, row in zip(names, counts, strict=True):
+        print(" ".join([f"  {name.ljust(width)}", *(str(count).rjust(width) for count in row)]))
 
 
 def load_recipe(path: Path, overrides: list[str]) -> Any:

@@ -153,7 +153,10 @@ def metric_intervals(
         raise InputError(f"{len(given)} predictions for {len(answers)} labels: give one for each row")
     if not len(answers):
         raise InputError("there are no predictions; give at least one row")
-    table = confusion_matrix(answers, given)  # (C, C): row is the right class, column the predicted one
+    classes = np.union1d(answers, given)
+    table = confusion_matrix(
+        answers, given, labels=classes
+    )  # (C, C): row is the right class, column the predicted one
     right = int(table.trace())
     found = {"accuracy": share_interval(right, len(answers), confidence)}
     if right == len(answers):

@@ -55,11 +55,11 @@ class Data(Section):
     )
     validation: float = Field(0.1, ge=0, lt=1, description="share of the rows held out to watch the training")
     test: float = Field(0.1, ge=0, lt=1, description="share of the rows held out for the final figure")
+    where: dict[str, str | int] | None = Field(
+        None, min_length=1, description="use only rows with these values in these columns: {column: value}"
+    )
     limit: int | None = Field(None, ge=1, description="use at most this many rows, after deduplication")
     group: str | None = Field(None, description="rows with the same value in this column stay in one split")
-    where: dict[str, str] = Field(
-        {}, description="use only the rows with these values, by column, such as {source: imdb}"
-    )
 
     @model_validator(mode="after")
     def one_source(self) -> Self:

@@ -94,14 +94,6 @@ def test_a_filled_head_gives_the_regressions_answers(config, labels):
     np.testing.assert_allclose(logits.softmax(-1).numpy(), fitted.predict_proba(given), atol=1e-4)
 
 
-def test_mean_vectors_do_not_see_padding_and_keep_the_rows_order():
-    model, rows = classifier(BERT), encoded(20)
-    together = features.mean_vectors(model, rows, 0, batch_size=7)
-    for number in (0, 7, 19):
-        alone = features.mean_vectors(model, rows[number : number + 1], 0)
-        np.testing.assert_allclose(alone[0], together[number], atol=1e-5)
-
-
 def test_a_head_of_more_than_one_layer_is_refused():
     from transformers import RobertaConfig
 
@@ -159,23 +151,3 @@ def test_features_of_data_without_labels_are_refused(tmp_path):
     with pytest.raises(InputError, match="no labels"):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-# --- data.where -----------------------------------------------------------------------------------
-
-
-def test_where_keeps_the_rows_with_these_values(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    rows = [
-        {"text": f"text {n}", "label": "ab"[n % 2], "source": "xy"[n % 3 == 0], "n": n} for n in range(60)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    where = {"source": "y"}
-    splits = prepare.load_splits(Recipe(model="m", data={"path": path, "where": where}).data)
-    kept = sorted(row["row"] for part in (splits.train, splits.validation, splits.test) for row in part)
-    assert kept == [n + 1 for n in range(60) if n % 3 == 0]
-    nothing = ({"source": "z"}, "no row has source: z")
-    no_column = ({"sauce": "y"}, "row 1: data.where: there is no column `sauce`")
-    for wrong, words in (nothing, no_column):
-        with pytest.raises(InputError, match=words):
-            prepare.load_splits(Recipe(model="m", data={"path": path, "where": wrong}).data)

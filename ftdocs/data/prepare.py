@@ -119,11 +119,14 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
 
 
 def checked_rows(
-    path: Path, format: str | None = None, group: str | None = None, where: dict[str, str] | None = None
+    path: Path,
+    format: str | None = None,
+    group: str | None = None,
+    where: dict[str, str | int] | None = None,
 ) -> tuple[Stored, str, int]:
     """The rows of a file, checked and cleaned; their format; and how many blank texts were passed over.
 
-    With ``where``, only the rows whose columns have these values.
+    With ``where``, those rows only that have its values in its columns.
     """
     if group == "row":
         raise InputError(
@@ -132,7 +135,7 @@ def checked_rows(
         )
     rows, blank = Stored(keys=(text_key, prompt_key)), 0
     for raw in read_rows(path):
-        if where and not _wanted(raw, where, path):
+        if where and not all(_value(raw, column, path) == str(value) for column, value in where.items()):
             continue
         format = format or recognise(raw, f"{path}, row {raw['row']}")
         row = clean_row(check(raw, format, str(path)))
@@ -142,22 +145,19 @@ def checked_rows(
         if group is not None:
             row["group"] = _group(raw, group, path)
         rows.append(row)
-    if not rows and where and not blank:
-        wanted = ", ".join(f"{column}: {value}" for column, value in where.items())
-        raise InputError(f"{path}: data.where: no row has {wanted}; look at the values of that column")
+    if where and not rows and not blank:
+        wanted = " and ".join(f"{column}: {value}" for column, value in where.items())
+        raise InputError(f"{path}: no row has {wanted}; change data.where")
     if not rows:
         raise InputError(f"{path}: all {blank} rows are blank; a data file needs at least one row of text")
     return rows, str(format), blank
 
 
-def _wanted(raw: Row, where: dict[str, str], path: Path) -> bool:
-    for column in where:
-        if column not in raw:
-            columns = ", ".join(name for name in raw if name != "row")
-            raise InputError(
-                f"{path}, row {raw['row']}: data.where: there is no column `{column}` (columns: {columns})"
-            )
-    return all(str(raw[column]) == value for column, value in where.items())
+def _value(raw: Row, column: str, path: Path) -> str:
+    if column not in raw:
+        columns = ", ".join(name for name in raw if name != "row")
+        raise InputError(f"{path}, row {raw['row']}: data.where: no column `{column}` (columns: {columns})")
+    return str(raw[column])
 
 
 def _group(raw: Row, column: str, path: Path) -> str:

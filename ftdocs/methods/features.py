@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,42 +11,16 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers import PreTrainedModel
 
-from ftdocs.data.pack import collate_padded, token_counts
 from ftdocs.errors import InputError
 
 PENALTY = 0.1  # LogisticRegression's C: small, as there are hundreds of features and often few rows
-
-
-@torch.no_grad()
-def mean_vectors(
-    model: PreTrainedModel, rows: Sequence[dict[str, Any]], pad_token_id: int, batch_size: int = 64
-) -> np.ndarray:
-    """A sentence vector for each row: the mean of what the last layer gives its tokens, (rows, D), float32.
-
-    As sentence encoders are trained to be read (Reimers & Gurevych, 2019).
-
-    Args:
-        model: any transformer, with a head or without; nothing of it is changed.
-        rows: encoded rows, with ``input_ids``.
-        pad_token_id: fills up the shorter rows of a batch; it is left out of the mean.
-        batch_size: rows at once, longest first.
-    """
-    encoder = model.base_model.eval()
-    order = np.argsort(-token_counts(rows), kind="stable")
-    found = []
-    for start in range(0, len(order), batch_size):
-        batch = collate_padded([rows[index] for index in order[start : start + batch_size]], pad_token_id)
-        ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)  # (B, T)
-        hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (B, T, D)
-        found.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
-    return torch.cat(found).cpu().numpy()[np.argsort(order)]
 
 
 def logistic_regression(features: np.ndarray, labels: Sequence[int], bias: bool = True) -> Pipeline:
     """Fit a linear classifier with scikit-learn: each feature scaled to variance 1, then logistic regression.
 
     Args:
-        features: (rows, D), float32.
+        features: (rows, D), float32, such as :func:`ftdocs.embed.embed` makes of texts.
         labels: the class of each row, from 0.
         bias: whether a constant is learnt for each class; the head of a decoder has none.
     """
