@@ -11,8 +11,6 @@ from ftdocs import checkpoints, job, loss, models, processes, runs
 from ftdocs.data.pack import to
 from ftdocs.job import Job
 
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-
 
 def run(work: Job) -> int:
     """Train until ``work.total`` optimiser steps are done, or Ctrl-C; the number of steps that were done.
@@ -30,7 +28,7 @@ def run(work: Job) -> int:
         groups = job.decay_groups(model, asked.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=work.learning_rate, fused=True)
         warmup = job.warmup_steps(work.recipe, work.total)
-        schedule = get_scheduler(SCHEDULES[asked.schedule], optimizer, warmup, work.total)
+        schedule = get_scheduler(job.SCHEDULES[asked.schedule], optimizer, warmup, work.total)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         step = done = checkpoints.restore(work.resumed_from, model, optimizer, schedule)
 

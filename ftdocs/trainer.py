@@ -97,7 +97,7 @@ def arguments(work: Job) -> TrainingArguments:
         per_device_train_batch_size=asked.batch_size,
         gradient_accumulation_steps=asked.accumulation,
         learning_rate=work.learning_rate,
-        lr_scheduler_type=asked.schedule if asked.schedule != "constant" else "constant_with_warmup",
+        lr_scheduler_type=job.SCHEDULES[asked.schedule],
         warmup_steps=job.warmup_steps(work.recipe, work.total),
         weight_decay=asked.weight_decay,
         max_grad_norm=asked.max_grad_norm,

@@ -19,7 +19,8 @@ from ftdocs.cli import main
 
 context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 context.set_forkserver_preload(
-    "forked ftdocs.cli ftdocs.train transformers.models.llama.modeling_llama transformers.trainer datasets".split()
+    "forked ftdocs.cli ftdocs.train ftdocs.loop ftdocs.trainer ftdocs.metrics ftdocs.intervals"
+    " transformers.models.llama.modeling_llama".split()
 )
 
 
@@ -38,12 +39,12 @@ class Forked:
         assert self.process.exitcode is not None, f"not ended after {seconds} s: {self.errors.read_text()}"
         return self.process.exitcode
 
-    def until(self, happened: Callable[[], bool]) -> bool:
-        """Wait until something has happened; False when the process ended before."""
+    def until(self, happened: Callable[[], bool], pause: float = 0.0005) -> bool:
+        """Wait until something has happened, looking every ``pause`` seconds; False when the process ended before."""
         while not happened():
             if not self.process.is_alive():
                 return False
-            time.sleep(0.0005)
+            time.sleep(pause)
         return True
 
     def signal(self, number: int) -> None:

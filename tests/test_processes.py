@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from forked import Two
+from forked import Two, context
 from safetensors.torch import load_file, save_file
 from test_engines import classifier, documents, labelled, llama, same, work
 from test_engines import curve as column
@@ -121,8 +122,8 @@ def test_two_processes_train_as_one_and_take_up_each_others_checkpoints(tmp_path
 
 
 def test_ctrl_c_stops_all_at_one_step_and_one_process_goes_on(job, capsys):  # noqa: F811
-    settings = ["--set=train.engine=loop", "--set=method.name=full", "--set=train.max_steps=150"]
-    settings += ["--set=train.precision=fp32", "--set=train.eval_every=50"]
+    settings = ["--set=train.engine=loop", "--set=method.name=full", "--set=train.max_steps=80"]
+    settings += ["--set=train.precision=fp32", "--set=train.eval_every=40"]
     process = Two("train", job, *settings, "--output", "out")
     wait_for_step(Path("out"), 2, process)
     assert run("train", job, *settings, "--output", "out", "--set=train.accumulation=2") == 2
@@ -133,7 +134,7 @@ def test_ctrl_c_stops_all_at_one_step_and_one_process_goes_on(job, capsys):  # n
     assert code != 0 and stopped is not None
     last = checkpoints.step_of(stopped)
     assert own_lines(errors) == [f"ftdocs: out: stopped after step {last}; add --resume to go on"]
-    assert 2 <= last == runs.read_metrics(Path("out"))[-1]["step"] < 150
+    assert 2 <= last == runs.read_metrics(Path("out"))[-1]["step"] < 80
     assert json.loads((Path("out") / runs.ENVIRONMENT).read_text())["processes"] == 2
 
     # Half as many rows a step would be another training.
@@ -217,6 +218,28 @@ def test_fsdp_through_accelerate_on_a_cpu_is_refused(job, tmp_path, monkeypatch,
     assert run("train", job, "--output", "out") == 2 and not Path("out").exists()
     [line] = own_lines(capsys.readouterr().err)
     assert "train.engine: loop" in line
+
+
+def test_a_process_that_waits_in_vain_is_told_apart_from_a_fault(tmp_path, monkeypatch):
+    """By what gloo really says, when the other process is there and does not come."""
+    waited = context.Process(target=wait_in_vain, args=(1, tmp_path))
+    waited.start()
+    said = wait_in_vain(0, tmp_path)
+    waited.join()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes.lost(said) and not processes.lost(RuntimeError("size mismatch"))
+
+
+def wait_in_vain(rank: int, folder: Path) -> Exception:
+    """What is raised when the first of two processes asks for a sum and the second one has something else to do."""
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    group = torch.distributed.ProcessGroupGloo(store, rank, 2, timedelta(seconds=2))
+    if rank == 0:
+        with pytest.raises(RuntimeError) as raised:
+            group.allreduce(torch.ones(1)).wait()
+        store.set("done", "")
+        return raised.value
+    store.wait(["done"], timedelta(seconds=60))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the words are those for a machine without GPU")

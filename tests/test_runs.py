@@ -17,7 +17,7 @@ from forked import Command, Two
 from peft import PeftModel
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ftdocs import assets, checkpoints, progress, runs
+from ftdocs import assets, checkpoints, files, progress, runs
 from ftdocs import train as training
 from ftdocs.cli import main
 from ftdocs.errors import InputError
@@ -302,7 +302,7 @@ def wait_for_step(folder: Path, step: int, process: Command | Two) -> None:
             row["step"] >= step for row in runs.read_metrics(folder)
         )
 
-    if not process.until(reached):
+    if not process.until(reached, pause=0.02):
         pytest.fail(f"the run ended early: {process.end()}")
 
 
@@ -538,6 +538,26 @@ def test_a_run_goes_on_under_a_newer_version_that_knows_more_keys(job, tmp_path)
     other = Recipe.load(job, ["train.learning_rate=0.5"])
     with pytest.raises(InputError, match=r"train\.learning_rate: .* 0\.5 now"):
         runs.check_same(folder, other, runs.fingerprint(other, other.data.path), resume=True)
+
+
+def test_what_a_killed_write_left_is_removed(job, monkeypatch):
+    def killed(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # what tidies up does not run either
+        with pytest.raises(SystemExit):
+            files.write_atomic(Path("out") / runs.METRICS, "half")
+    [left] = Path("out").iterdir()
+    assert left.name.startswith(f".{runs.METRICS}.")
+    assert run("train", job, "--output", "out") == 0
+    assert not left.exists() and (Path("out") / runs.RESULT).exists()
+
+
+def test_a_checkpoint_of_one_process_is_written_without_a_warning(job, recwarn):
+    train(Recipe.load(job, ["train.engine=loop", "train.save_every=1"]), Path("out"))
+    assert not [str(each.message) for each in recwarn if "single process" in str(each.message)]
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path):
