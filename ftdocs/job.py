@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, get_scheduler
 from ftdocs import evaluate, models, processes, runs
 from ftdocs.data import pack
 from ftdocs.data.chat import IGNORED
+from ftdocs.errors import InputError
 from ftdocs.methods import ulmfit
 from ftdocs.progress import Progress
 from ftdocs.recipe import Recipe
@@ -36,6 +37,9 @@ class Job:
         total: optimiser steps.
         resumed_from: the checkpoint to go on from, or None.
         progress: counts, curve and clock.
+
+    Raises:
+        InputError: weights that are to be trained have fewer digits than the recipe says.
     """
 
     recipe: Recipe
@@ -49,6 +53,15 @@ class Job:
     total: int
     resumed_from: Path | None
     progress: Progress
+
+    def __post_init__(self):
+        coarse = (torch.bfloat16, torch.float16)
+        trained = (name for name, p in self.model.named_parameters() if p.requires_grad and p.dtype in coarse)
+        if self.recipe.train.precision != "bf16" and (name := next(trained, None)):
+            raise InputError(
+                f"{name} is to be trained and was loaded in 16 bits, which round small updates away; load the model for"
+                " a recipe whose method.name is the method that trains it, or ask for it with train.precision: bf16"
+            )
 
     @property
     def learning_rate(self) -> float:

@@ -5,38 +5,22 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftdocs import (
-    assets,
-    card,
-    checkpoints,
-    files,
-    hardware,
-    head,
-    job,
-    loop,
-    models,
-    processes,
-    runs,
-    trainer,
-)
+from ftdocs import assets, card, checkpoints, files, hardware, job, models, processes, runs
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 from ftdocs.job import Job
-from ftdocs.methods import features
 from ftdocs.methods.full import train_all
 from ftdocs.methods.layers import train_top
 from ftdocs.methods.lora import add_lora
 from ftdocs.progress import Interrupted, Progress, Watch
 from ftdocs.recipe import Data, Method, Recipe
-
-ENGINES = {"loop": loop.run, "trainer": trainer.run}
 
 
 def train(
@@ -154,7 +138,7 @@ def fit(
     work = Job(
         recipe, folder, splits.format, trainable, tokenizer, train_rows, held_out, packed, total, last, counts
     )
-    engine = head.run if recipe.method.name == "features" else ENGINES[recipe.train.engine]
+    engine = choose_engine(recipe)
     with counts.stop_on_interrupt(), hardware.memory_kept():
         done = engine(work)
     if done < total:
@@ -162,6 +146,17 @@ def fit(
 
     weights = processes.whole_weights(trainable, trained_only=recipe.method.name == "lora")
     return processes.from_main(lambda: finish(work, done, weights))
+
+
+def choose_engine(recipe: Recipe) -> Callable[[Job], int]:
+    """What trains a job and says how many steps it did; imported when it is chosen, as each takes a while."""
+    if recipe.method.name == "features":
+        from ftdocs import head as engine
+    elif recipe.train.engine == "loop":
+        from ftdocs import loop as engine
+    else:
+        from ftdocs import trainer as engine
+    return engine.run
 
 
 def choose_weights(model: PreTrainedModel, method: Method) -> torch.nn.Module:
@@ -172,7 +167,9 @@ def choose_weights(model: PreTrainedModel, method: Method) -> torch.nn.Module:
         case "layers":
             return train_top(model, method.layers)
         case "features":
-            return features.train_head(model)
+            from ftdocs.methods.features import train_head  # scikit-learn takes a while to import
+
+            return train_head(model)
         case "full" | "ulmfit":
             return train_all(model)
 
