@@ -34,12 +34,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         )
         for start in range(0, len(hidden), CHUNK):
             h, y = hidden[start : start + CHUNK], labels[start : start + CHUNK]
-            log_p = functional.linear(h, weight, bias).log_softmax(-1, dtype=torch.float32)  # (CHUNK, V)
-            total -= log_p.gather(1, y[:, None]).sum()
+            logits = functional.linear(h, weight, bias).float()  # (CHUNK, V)
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            total += (normaliser - logits.gather(1, y[:, None])).sum()
             if not any(ctx.needs_input_grad):
                 continue
             # The loss's gradient by the logits is the softmax less 1 at the label.
-            gradient = log_p.exp_()
+            gradient = logits.sub_(normaliser).exp_()
             gradient[torch.arange(len(y)), y] -= 1
             gradient = gradient.to(hidden.dtype)
             if by_hidden is not None:
