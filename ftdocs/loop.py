@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_
 
 from ftdocs import checkpoints, job, loss, models, processes, runs
@@ -39,9 +40,10 @@ def run(work: Job) -> int:
             work.begin_step(step)
             # Every labelled token of the step counts the same, whichever micro-batch and process it is in.
             [labels] = processes.total(sum(count for _, count in micro_batches))
+            weights = models.working_weights(model, asked.precision)
             for batch, count in micro_batches:
                 with models.autocast(device, asked.precision):
-                    share = model(**to(batch, device)).loss * (count / labels)
+                    share = functional_call(model, weights, kwargs=to(batch, device)).loss * (count / labels)
                 share.backward()
                 progress.step_loss += share.item()
             norm = processes.whole(clip_grad_norm_(trained, asked.max_grad_norm))
