@@ -187,7 +187,7 @@ class Search(Section):
     @field_validator("space", mode="before")
     @classmethod
     def dotted_keys(cls, space: Any) -> Any:
-        """Keys within a section's name are dotted ones, ``train: {epochs: [1, 2]}``; 1e-4, text in YAML, is a number."""
+        """Keys within a section are dotted ones, ``train: {epochs: [1, 2]}``; 1e-4, text in YAML, is a number."""
         if not isinstance(space, dict):
             return space
         flat: dict[Any, Any] = {}
