@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ftdocs import assets, runs
+from ftdocs import assets, intervals, runs
 from ftdocs.data.chat import as_prompt
 from ftdocs.recipe import Recipe
 
@@ -76,9 +76,12 @@ def model_card(folder: Path, result: runs.Result) -> str:
             before, after = (math.exp(min(row["eval_loss"], 700)) for row in (first, last))
             lines.append(f"| validation perplexity, before → after | {before:.2f} → {after:.2f} |")
         else:
-            lines.append(
-                f"| validation accuracy, before → after | {first['eval_accuracy']:.3f} → {last['eval_accuracy']:.3f} |"
-            )
+            count = len(splits["rows"]["validation"])
+            after = intervals.share_interval(round(last["eval_accuracy"] * count), count)
+            lines += [
+                f"| validation accuracy, before → after | {first['eval_accuracy']:.3f} → {last['eval_accuracy']:.3f} |",
+                f"| its 95 % interval, for {count} rows | {after.low:.3f} to {after.high:.3f} |",
+            ]
     held_out = len(splits["rows"]["validation"])
     warning = runs.rough(held_out, "validation") if validations else ""
     lines += [

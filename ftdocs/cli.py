@@ -142,6 +142,20 @@ def parser() -> Parser:
     )
     it.add_argument("--samples", type=int, default=2, metavar="N", help="rows shown with their loss mask (2)")
 
+    it = verb(
+        "convert",
+        convert_data,
+        "an annotation export as rows of text and label, and what was left out",
+        inner,
+    )
+    it.add_argument(
+        "data", type=Path, metavar="EXPORT", help="Label Studio's JSON, JSON_MIN or CSV, or Labelbox's"
+    )
+    it.add_argument("--output", type=Path, metavar="ROWS.jsonl", help="EXPORT-rows.jsonl when left out")
+    it.add_argument("--question", metavar="NAME", help="whose choice is the label, where there are several")
+    it.add_argument("--text", metavar="FIELD", help="which field is the text, where there are several")
+    it.add_argument("--labels", metavar="A,B", help="all labels there may be; another one is refused")
+
     it = verb("train", train, "fine-tune as a recipe says")
     it.add_argument("recipe", type=Path, metavar="RECIPE.yaml", help="what `ftdocs new` writes, or your own")
     it.add_argument(
@@ -271,6 +285,31 @@ def inspect_data(options: argparse.Namespace) -> None:
     inspect.show(report, Console())
 
 
+def convert_data(options: argparse.Namespace) -> None:
+    """Write the rows of an annotation export."""
+    from ftdocs import files
+    from ftdocs.data import annotation
+
+    export = options.data
+    target = options.output or Path(f"{export.name.split('.')[0]}-rows.jsonl")
+    if target.exists():
+        raise InputError(f"{target}: exists; choose another name with --output, or remove it")
+    labels = options.labels.split(",") if options.labels else None
+    tasks = annotation.read_tasks(export, options.question, options.text, labels)
+    rows, report = annotation.labelled(tasks, str(export))
+    lines = (json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) for row in rows)
+    with files.explain_write_errors(target):
+        files.write_atomic(target, "".join(f"{line}\n" for line in lines))
+    if options.json:
+        return print_json({"output": str(target), "rows": len(rows), **report})
+    print(f"wrote {len(rows)} rows of {report['tasks']} tasks to {target}")
+    for name, numbers in report.items():
+        if isinstance(numbers, list) and numbers:
+            print(
+                f"  {name}: {len(numbers)} (rows {', '.join(map(str, numbers[:20]))}{', …' * (len(numbers) > 20)})"
+            )
+
+
 def train(options: argparse.Namespace) -> None:
     """Fine-tune."""
     recipe = load_recipe(options.recipe, options.set)
@@ -338,9 +377,30 @@ def evaluate(options: argparse.Namespace) -> None:
         print(f"ftdocs: {warning}", file=sys.stderr)
     if options.json:
         return print_json(outcome)
+    print_evaluation(outcome)
+
+
+def print_evaluation(outcome: dict[str, Any]) -> None:
+    """What ``evaluate_run`` found, for people: a line for each metric, with its interval where there is one."""
     print(f"{outcome['run']}: {outcome['rows']} {outcome['split']} rows")
+    spans = outcome.get("intervals", {})
     for name, value in outcome["metrics"].items():
-        print(f"  {name:<18} {value:.4f}")
+        span = "  (95 % interval: {:.4f} to {:.4f})".format(*spans[name]) if name in spans else ""
+        print(f"  {name:<26} {value:.4f}{span}")
+    if "confusion" in outcome:
+        print_confusion(**outcome["confusion"])
+
+
+def print_confusion(labels: list[str], counts: list[list[int]]) -> None:
+    """A confusion matrix, a line for each right class; a file with many classes is read more easily as JSON."""
+    if len(labels) > 12:
+        return print("  confusion matrix: too wide for a terminal, see evaluation.json")
+    names = [name if len(name) <= 16 else f"{name[:15]}…" for name in labels]
+    width = max(8, *map(len, names))
+    print("\n  rows of class ↓ that were taken for class →")
+    print(" ".join(["  " + " " * width, *(name.rjust(width) for name in names)]))
+    for name, row in zip(names, counts, strict=True):
+        print(" ".join([f"  {name.ljust(width)}", *(str(count).rjust(width) for count in row)]))
 
 
 def load_recipe(path: Path, overrides: list[str]) -> Any:

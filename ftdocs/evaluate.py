@@ -10,12 +10,12 @@ import datasets
 import evaluate
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ftdocs import assets, files, hardware, loss, models, runs
+from ftdocs import assets, calibration, files, hardware, intervals, loss, models, runs
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 
@@ -143,6 +143,54 @@ def classification_metrics(logits: np.ndarray, labels: Sequence[int]) -> dict[st
     }
 
 
+def confusion(predictions: Sequence[int], labels: Sequence[int], classes: int) -> np.ndarray:
+    """How many rows of each class were given which class: int, (classes, classes), row right, column predicted.
+
+    Raises:
+        InputError: no rows, different lengths, or a number that is no class.
+    """
+    if len(predictions) != len(labels) or not len(labels):
+        raise InputError(
+            f"{len(predictions)} predictions for {len(labels)} labels: give one for each row, and one row"
+        )
+    for name, values in (("prediction", predictions), ("label", labels)):
+        for row, value in enumerate(values, 1):
+            if not 0 <= value < classes:
+                raise InputError(
+                    f"row {row}: {name} {value} is none of the {classes} classes, counted from 0"
+                )
+    table: np.ndarray = confusion_matrix(labels, predictions, labels=range(classes))
+    return table
+
+
+def classifier_report(logits: np.ndarray, labels: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """All that is said about a classifier: its metrics with their intervals, and the confusion matrix.
+
+    Args:
+        logits: (rows, classes), as from :func:`predict`.
+        labels: the right class of each row.
+        names: of the classes.
+
+    Returns:
+        ``metrics``, those of :func:`classification_metrics` and ``expected_calibration_error``; ``intervals``, the
+        low and the high end of the 95 % interval by metric, where rows can tell; ``confusion``, ``labels`` and
+        ``counts``, a list for each right class, of how often each class was predicted.
+    """
+    predictions, answers = logits.argmax(axis=1).tolist(), list(labels)
+    table = confusion(predictions, answers, len(names))
+    tensor = torch.from_numpy(logits).float()
+    losses = nn.functional.cross_entropy(tensor, torch.tensor(answers), reduction="none").numpy()
+    found = intervals.metric_intervals(predictions, answers)
+    if len(losses) > 1:
+        found["loss"] = intervals.bootstrap_interval(losses)
+    error = calibration.expected_calibration_error(tensor.softmax(dim=1).numpy(), answers)
+    return {
+        "metrics": {**classification_metrics(logits, answers), "expected_calibration_error": error},
+        "intervals": {name: [interval.low, interval.high] for name, interval in found.items()},
+        "confusion": {"labels": list(names), "counts": table.tolist()},
+    }
+
+
 def language_metrics(model: nn.Module, rows: Encoded, pad_token_id: int, **kwargs: Any) -> dict[str, float]:
     """Held-out loss in nats per token, and its exponential, the perplexity."""
     loss = held_out_loss(model, rows, pad_token_id, **kwargs)
@@ -167,7 +215,8 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
     The outcome is also written to ``evaluation.json`` in the folder.
 
     Returns:
-        ``{"run", "split", "rows", "metrics": {name: number}}``
+        ``{"run", "split", "rows", "metrics": {name: number}}``; of a classifier also what :func:`classifier_report`
+        gives: ``intervals`` and ``confusion``
 
     Raises:
         InputError: no finished run, its data file changed or is gone, or it held out no such rows.
@@ -193,20 +242,22 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
     length, where = recipe.train.seq_len, str(splits.path)
     encoded = prepare.encode(rows, splits.format, tokenizer, length, splits.labels, where=where)
     how: dict[str, Any] = {"progress": progress, "precision": recipe.train.precision}
-    with hardware.memory_kept():
-        found = metrics(model, encoded, tokenizer, splits.format, **how)
-    if splits.format == "label":
+    if splits.labels:
+        with hardware.memory_kept():
+            logits = predict(model, encoded, models.pad_token_id(tokenizer), **how)
         answers = [row["label"] for row in encoded]
+        found = classifier_report(logits, answers, splits.labels)
         majority = json.loads((folder / runs.SPLITS).read_text())["majority"]
-        found["majority_accuracy"] = answers.count(majority) / len(answers)
+        found["metrics"]["majority_accuracy"] = answers.count(majority) / len(answers)
     else:
         base, _ = models.load(recipe)
         with hardware.memory_kept():
+            tuned = metrics(model, encoded, tokenizer, splits.format, **how)
             untuned = metrics(base, encoded, tokenizer, splits.format, **how)
-        found |= {f"base_{name}": value for name, value in untuned.items()}
+        found = {"metrics": tuned | {f"base_{name}": value for name, value in untuned.items()}}
     # A long text is several encoded rows, and a row that was cut before its reply is none.
     evaluated = len({row["row"] for row in encoded})
-    outcome = {"run": str(folder), "split": split, "rows": evaluated, "metrics": found}
+    outcome = {"run": str(folder), "split": split, "rows": evaluated, **found}
     content = {
         **outcome,
         "run": folder.name,

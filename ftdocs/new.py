@@ -12,8 +12,9 @@ import yaml
 
 from ftdocs import files
 from ftdocs.data import prepare
+from ftdocs.data.annotation import training_rows
 from ftdocs.data.formats import ALSO_CALLED, recognise, unused_columns
-from ftdocs.data.read import read_rows, reader
+from ftdocs.data.read import reader
 from ftdocs.errors import InputError
 from ftdocs.recipe import Data, Recipe, Train
 
@@ -70,7 +71,7 @@ def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str
         raise InputError(f"{target}: exists; choose another name with --output, or remove it")
     share = 0.1
     splits = prepare.load_splits(Data(path=data_file, validation=share, test=share), seed=0)
-    unused = unused_columns(read_rows(data_file), splits.format)
+    unused = unused_columns(training_rows(data_file), splits.format)
     is_label = splits.format == "label"
     model, seq_len = model_and_length(splits.format)
     rows = sum(len(part) for part in (splits.train, splits.validation, splits.test))
@@ -121,7 +122,7 @@ def first_recipe(data_file: Path) -> Recipe:
     Raises:
         InputError: the file or its first row cannot be read, or its columns are no known set.
     """
-    row = next(read_rows(data_file))
+    row = next(training_rows(data_file))
     model, seq_len = model_and_length(recognise(row, f"{data_file}, row {row['row']}"))
     return Recipe(model=model, data=Data(path=data_file), train=Train(seq_len=seq_len))
 

@@ -58,6 +58,9 @@ class Data(Section):
     )
     validation: float = Field(0.1, ge=0, lt=1, description="share of the rows held out to watch the training")
     test: float = Field(0.1, ge=0, lt=1, description="share of the rows held out for the final figure")
+    where: dict[str, str | int] | None = Field(
+        None, min_length=1, description="use only rows with these values in these columns: {column: value}"
+    )
     limit: int | None = Field(None, ge=1, description="use at most this many rows, after deduplication")
     group: str | None = Field(None, description="rows with the same value in this column stay in one split")
 
@@ -78,7 +81,12 @@ class Data(Section):
 class Method(Section):
     """Which weights move."""
 
-    name: Literal["full", "lora"] = Field("lora", description="full: every weight; lora: low-rank adapters")
+    name: Literal["full", "lora", "features", "layers"] = Field(
+        "lora",
+        description="full: every weight; lora: low-rank adapters; layers: the top of the model alone; features: of a "
+        "classifier its head alone, fitted as a logistic regression",
+    )
+    layers: int = Field(2, ge=0, description="layers: how many of the last blocks are trained, with the head")
     rank: int = Field(8, ge=1, description="lora: rank r of the update B·A")
     alpha: float = Field(16.0, gt=0, description="lora: the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="lora: dropout on the adapter's input")
@@ -100,7 +108,7 @@ class Train(Section):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="peak learning rate; when left out 1e-3 for lora, 1e-4 for full, 5e-5 for full with labels",
+        description="peak learning rate; when left out 1e-3 for lora, 1e-4 for full and layers, 5e-5 with labels",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises from 0")

@@ -9,16 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftdocs import assets, card, checkpoints, files, hardware, job, loop, models, processes, runs, trainer
+from ftdocs import (
+    assets,
+    card,
+    checkpoints,
+    files,
+    hardware,
+    head,
+    job,
+    loop,
+    models,
+    processes,
+    runs,
+    trainer,
+)
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 from ftdocs.job import Job
+from ftdocs.methods import features
 from ftdocs.methods.full import train_all
+from ftdocs.methods.layers import train_top
 from ftdocs.methods.lora import add_lora
 from ftdocs.progress import Interrupted, Progress, Watch
-from ftdocs.recipe import Recipe
+from ftdocs.recipe import Method, Recipe
+
+ENGINES = {"loop": loop.run, "trainer": trainer.run}
 
 
 def train(
@@ -92,6 +109,10 @@ def fit(
     with processes.together():
         splits = prepare.load_splits(recipe.data, recipe.train.seed)
         is_label = splits.format == "label"
+        if recipe.method.name == "features" and not is_label:
+            raise InputError(
+                "method.name: features fits a classifier, and this data has no labels; use layers"
+            )
         model, tokenizer = models.load(recipe, splits.labels)
         length = recipe.train.seq_len
         prepare.check_length(model.config, length)
@@ -106,11 +127,7 @@ def fit(
 
         # The adapters' random matrices draw from here on.
         torch.manual_seed(recipe.train.seed)
-        method = recipe.method
-        if method.name == "lora":
-            trainable = add_lora(model, method.rank, method.alpha, method.targets, method.dropout)
-        else:
-            trainable = train_all(model)
+        trainable = choose_weights(model, recipe.method)
 
     # From here on the folder is a run: all that can be wrong with the input has been found.
     majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
@@ -121,19 +138,32 @@ def fit(
         "majority": majority,
     }
     last = processes.from_main(lambda: begin(recipe, folder, prints, resume, saved))
-    total = job.steps(recipe, len(train_rows))
+    total = 1 if recipe.method.name == "features" else job.steps(recipe, len(train_rows))
     counts = Progress.start(folder, last, progress, watch)
     work = Job(
         recipe, folder, splits.format, trainable, tokenizer, train_rows, held_out, packed, total, last, counts
     )
-    engine = loop.run if recipe.train.engine == "loop" else trainer.run
+    engine = head.run if recipe.method.name == "features" else ENGINES[recipe.train.engine]
     with counts.stop_on_interrupt(), hardware.memory_kept():
         done = engine(work)
     if done < total:
         raise Interrupted(f"{folder}: stopped after step {done}; add --resume to go on")
 
-    weights = processes.whole_weights(trainable, trained_only=method.name == "lora")
+    weights = processes.whole_weights(trainable, trained_only=recipe.method.name == "lora")
     return processes.from_main(lambda: finish(work, done, weights))
+
+
+def choose_weights(model: PreTrainedModel, method: Method) -> torch.nn.Module:
+    """The model with the weights that the method moves marked for training, and no others."""
+    match method.name:
+        case "lora":
+            return add_lora(model, method.rank, method.alpha, method.targets, method.dropout)
+        case "layers":
+            return train_top(model, method.layers)
+        case "features":
+            return features.train_head(model)
+        case "full":
+            return train_all(model)
 
 
 def begin(

@@ -270,3 +270,23 @@ def test_our_own_row_numbers_are_no_group(tmp_path):
     path.write_text("".join(json.dumps({"text": f"text {n}", "row": "one"}) + "\n" for n in range(9)))
     with pytest.raises(InputError, match=r"faq\.jsonl: data\.group is `row`.*rename the column"):
         load_splits(Data(path=path, group="row"))
+
+
+def test_only_the_rows_that_are_asked_for(tmp_path):
+    path = tmp_path / "faq.jsonl"
+    lines = [{"text": f"text {n}", "source": "ab"[n % 2], "year": 2000 + n % 3} for n in range(30)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    splits = load_splits(Data(path=path, where={"source": "b", "year": 2001}))
+    assert sorted(row["row"] for row in [*splits.train, *splits.validation, *splits.test]) == [
+        2,
+        8,
+        14,
+        20,
+        26,
+    ]
+    with pytest.raises(InputError, match=r"faq\.jsonl: no row has source: c; change data\.where"):
+        load_splits(Data(path=path, where={"source": "c"}))
+    with pytest.raises(
+        InputError, match=r"row 1: data\.where: no column `origin` \(columns: text, source, year\)"
+    ):
+        load_splits(Data(path=path, where={"origin": "b"}))

@@ -107,3 +107,37 @@ def test_predictions_come_back_in_the_order_of_the_rows(rows):
     labelled = [{"input_ids": row["input_ids"], "label": 0, "row": row["row"]} for row in rows]
     found = evaluate.predict(Echo(), labelled, 0, batch_size=2).argmax(axis=1)
     assert found.tolist() == [row["input_ids"][0] for row in rows]
+
+
+LOGITS = np.array([[2, 0], [2, 0], [0, 2], [2, 0], [0, 2], [0, 1]], dtype=np.float32)
+
+
+def test_a_report_has_metrics_intervals_and_who_was_taken_for_whom():
+    found = evaluate.classifier_report(LOGITS, [0, 0, 0, 1, 1, 1], ["bad", "good"])
+    assert found["confusion"] == {"labels": ["bad", "good"], "counts": [[2, 1], [1, 2]]}
+    assert found["metrics"]["accuracy"] == pytest.approx(4 / 6)
+    assert 0 < found["metrics"]["expected_calibration_error"] < 1
+    for name in ("accuracy", "precision", "recall", "f1", "loss"):
+        low, high = found["intervals"][name]
+        assert low < found["metrics"][name] < high, name
+
+
+def test_a_report_on_one_row_or_without_a_mistake_claims_no_interval_but_accuracys():
+    assert set(evaluate.classifier_report(LOGITS[:1], [0], ["bad", "good"])["intervals"]) == {"accuracy"}
+    perfect = evaluate.classifier_report(LOGITS[:2], [0, 0], ["bad", "good"])
+    assert perfect["confusion"]["counts"] == [[2, 0], [0, 0]]
+    assert perfect["intervals"]["accuracy"][0] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "message"),
+    [
+        ([0, 1], [0, 2], "row 2: label 2 is none of the 2 classes"),
+        ([0, -1], [0, 1], "row 2: prediction -1"),
+        ([], [], "0 predictions"),
+        ([0], [0, 1], "1 predictions for 2 labels"),
+    ],
+)
+def test_a_confusion_matrix_takes_classes_only(predictions, labels, message):
+    with pytest.raises(InputError, match=message):
+        evaluate.confusion(predictions, labels, 2)

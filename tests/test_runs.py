@@ -195,6 +195,16 @@ def test_a_users_file_from_recipe_to_figures(format, ending, tiny_llama, tmp_pat
         {"accuracy", "f1", "majority_accuracy"} if format == "label" else {"perplexity", "base_perplexity"}
     )
     assert wanted <= set(outcome["metrics"])
+    if format == "label":
+        counts = outcome["confusion"]["counts"]
+        assert outcome["confusion"]["labels"] == ["calm", "storm"] and sum(map(sum, counts)) == 4
+        assert (counts[0][0] + counts[1][1]) / 4 == outcome["metrics"]["accuracy"]
+        low, high = outcome["intervals"]["accuracy"]
+        assert low < outcome["metrics"]["accuracy"] < high or outcome["metrics"]["accuracy"] in (0, 1)
+        assert run("evaluate", folder) == 0
+        shown = capsys.readouterr().out
+        assert f"(95 % interval: {low:.4f} to {high:.4f})" in shown and "rows of class" in shown
+        assert "95 % interval, for 4 rows" in (folder / "README.md").read_text()
 
     card = (folder / "README.md").read_text()
     assert "**A smoke run** (profile smoke)" in card.split("| what |")[0]

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ftdocs.assets import model_path
+from ftdocs.data.annotation import training_rows
 from ftdocs.data.chat import IGNORED
 from ftdocs.data.formats import unused_columns
 from ftdocs.data.prepare import encode, load_splits
-from ftdocs.data.read import read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ def inspect(recipe: "Recipe", samples: int = 3) -> dict[str, Any]:
     report = {
         "data": str(splits.path),
         **splits.report,
-        "ignored": list(unused_columns(read_rows(splits.path), splits.format, recipe.data.group)),
+        "ignored": list(unused_columns(training_rows(splits.path), splits.format, recipe.data.group)),
         "model": recipe.model,
         "seq_len": recipe.train.seq_len,
     }
@@ -122,7 +122,8 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 def _written(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(value) or "none"
+        words = [" and ".join(map(str, one)) if isinstance(one, list) else one for one in value]
+        return ", ".join(words) or "none"
     return (
         f"{value:,}" if isinstance(value, int) else f"{value:.1%}" if isinstance(value, float) else str(value)
     )

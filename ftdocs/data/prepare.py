@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftdocs.assets import data_path
+from ftdocs.data.annotation import training_rows
 from ftdocs.data.chat import IGNORED, encode_chat
 from ftdocs.data.clean import clean_row, deduplicate, prompt_key, text_key
 from ftdocs.data.formats import check, class_names, is_blank, recognise
-from ftdocs.data.read import nearest, read_rows
+from ftdocs.data.read import nearest
 from ftdocs.data.store import Stored, keys_of, take
 from ftdocs.errors import InputError
 
@@ -25,6 +26,7 @@ OFFSET_POSITIONS = (
     "xlm-roberta",
     "camembert",
 )  # they count positions from after the padding token's id
+SHOWN = 20  # groups of rows that a report lists
 BATCH = 1000  # texts that the tokenizer's threads get at once
 
 
@@ -91,14 +93,15 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
     :mod:`~ftdocs.data.split` do.
     """
     path = source(data)
-    rows, format, blank = checked_rows(path, data.format, data.group)
+    annotation: dict[str, Any] = {}
+    rows, format, blank = checked_rows(path, data.format, data.group, data.where, annotation)
     from ftdocs.data.split import (
         contradictions,
         split,
     )  # after the rows were found to be good: NumPy takes a while
 
     kept = deduplicate(rows)
-    report: dict[str, Any] = {"format": format, "rows": len(rows) + blank, "blank": blank}
+    report: dict[str, Any] = {"format": format, **annotation, "rows": len(rows) + blank, "blank": blank}
     report["duplicates"] = len(rows) - len(kept)
     if data.limit is not None and data.limit < len(
         kept
@@ -114,19 +117,32 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
     if labels:
         counts = Counter(row["label"] for row in kept)
         report["labels"] = {name: counts[name] for name in labels}
-        report["contradictions"] = contradictions(kept)
+        found = contradictions(kept)
+        report |= {"contradictions": len(found), "contradicting_rows": found[:SHOWN]}
     return Splits(path, format, train, validation, test, labels, report)
 
 
-def checked_rows(path: Path, format: str | None = None, group: str | None = None) -> tuple[Stored, str, int]:
-    """All rows of a file, checked and cleaned; their format; and how many blank texts were passed over."""
+def checked_rows(
+    path: Path,
+    format: str | None = None,
+    group: str | None = None,
+    where: dict[str, str | int] | None = None,
+    report: dict[str, Any] | None = None,
+) -> tuple[Stored, str, int]:
+    """The rows of a file, checked and cleaned; their format; and how many blank texts were passed over.
+
+    With ``where``, those rows only that have its values in its columns. Where the file is an annotation export,
+    ``report`` gets its counts.
+    """
     if group == "row":
         raise InputError(
             f"{path}: data.group is `row`, which is every row's number here and keeps nothing together; "
             f"rename the column in the file, say to `source`"
         )
     rows, blank = Stored(keys=(text_key, prompt_key)), 0
-    for raw in read_rows(path):
+    for raw in training_rows(path, report):
+        if where and not all(_value(raw, column, path) == str(value) for column, value in where.items()):
+            continue
         format = format or recognise(raw, f"{path}, row {raw['row']}")
         row = clean_row(check(raw, format, str(path)))
         if is_blank(row, format, str(path)):
@@ -135,9 +151,19 @@ def checked_rows(path: Path, format: str | None = None, group: str | None = None
         if group is not None:
             row["group"] = _group(raw, group, path)
         rows.append(row)
+    if where and not rows and not blank:
+        wanted = " and ".join(f"{column}: {value}" for column, value in where.items())
+        raise InputError(f"{path}: no row has {wanted}; change data.where")
     if not rows:
         raise InputError(f"{path}: all {blank} rows are blank; a data file needs at least one row of text")
     return rows, str(format), blank
+
+
+def _value(raw: Row, column: str, path: Path) -> str:
+    if column not in raw:
+        columns = ", ".join(name for name in raw if name != "row")
+        raise InputError(f"{path}, row {raw['row']}: data.where: no column `{column}` (columns: {columns})")
+    return str(raw[column])
 
 
 def _group(raw: Row, column: str, path: Path) -> str:

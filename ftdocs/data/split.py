@@ -113,11 +113,16 @@ def column(rows: Sequence[Row], name: str | None) -> tuple[list[Any], np.ndarray
     return values, np.argsort([numbers[value] for value in values])[found]
 
 
-def contradictions(rows: Sequence[Row]) -> int:
-    """How many texts occur with more than one label."""
+def contradictions(rows: Sequence[Row]) -> list[list[int]]:
+    """The row numbers of each text that occurs with more than one label, in the order of the file."""
     names, labels = column(rows, "label")
-    pairs = np.unique(numbered(keys_of(rows, prompt_key)) * len(names) + labels)
-    return int((np.bincount(pairs // len(names)) > 1).sum())
+    texts = numbered(keys_of(rows, prompt_key))
+    pairs = np.unique(texts * len(names) + labels)
+    several = np.bincount(pairs // len(names)) > 1  # (texts,)
+    found: dict[int, list[int]] = {}
+    for place in np.flatnonzero(several[texts]).tolist():
+        found.setdefault(int(texts[place]), []).append(rows[place]["row"])
+    return sorted(sorted(numbers) for numbers in found.values())
 
 
 def stratified(bundles: np.ndarray, values: list[Any], classes: np.ndarray) -> dict[Any, np.ndarray]:
