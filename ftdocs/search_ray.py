@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Read when Ray starts: nothing is sent to its makers, its tables stay away from the result, trials are no background work.
+# Read when Ray starts: nothing is sent to its makers, no tables are printed, trials are no background work.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0", "RAY_worker_niceness": "0"}
 
 import optuna
