@@ -146,6 +146,13 @@ def linkcheck(session: nox.Session) -> None:
     run(session, "-m", "sphinx", "-b", "linkcheck", "-q", "docs", "docs/_build/linkcheck")
 
 
+@nox.session(reuse_venv=True)
+def labelstudio(session: nox.Session) -> None:
+    """Start a real Label Studio (1 GB), import pre-labels, annotate, export, and read the exports."""
+    session.install("--quiet", "label-studio==1.23.0")
+    run(session, "tests/label_studio.py", Path(session.bin) / "label-studio")
+
+
 @nox.session(venv_backend="none")
 def live(session: nox.Session) -> None:
     """Serve the book in smoke size and rebuild what is edited (-- sphinx-autobuild's own options)."""
