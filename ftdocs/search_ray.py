@@ -32,7 +32,7 @@ class Asked(Searcher):
     """
 
     def __init__(self, plan: Plan):
-        super().__init__(metric="value", mode="min")
+        super().__init__()
         self.plan = plan
         self.running: dict[str, optuna.Trial] = {}
         self.refused: str | None = None
