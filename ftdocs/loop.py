@@ -9,6 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
 
 from ftdocs import checkpoints, job, loss, models, processes, runs
+from ftdocs.adamw import adamw
 from ftdocs.data.pack import to
 from ftdocs.job import Job
 
@@ -29,7 +30,7 @@ def run(work: Job) -> int:
 
         # AdamW keeps two averages for each weight; the schedule raises the learning rate, then lets it fall to 0.
         groups = job.decay_groups(model, asked.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=work.learning_rate, fused=True)
+        optimizer = adamw(model)(groups, lr=work.learning_rate, fused=True)
         warmup = job.warmup_steps(work.recipe, work.total)
         schedule = get_scheduler(SCHEDULES[asked.schedule], optimizer, warmup, work.total)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

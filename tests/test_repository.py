@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # The order in which data flows: a module imports only from modules before it, or beside it in its own package.
 FLOW = """
-    errors files recipe hardware processes gguf data.docstrings assets data methods attention models loss fingerprint
+    errors files recipe hardware processes gguf data.docstrings assets data methods attention models loss adamw fingerprint
     runs progress checkpoints memory evaluate card job trainer loop train records new cli
 """.split()
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ".jsonl", ".cfg", ".css", ".js", ".html", ""}
