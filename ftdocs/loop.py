@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
