@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_
 
 from ftdocs import checkpoints, job, loss, models, processes, runs
+from ftdocs.adamw import adamw
 from ftdocs.data.pack import to
 from ftdocs.job import Job
 
@@ -25,7 +25,7 @@ def run(work: Job) -> int:
         processes.shard(model)  # where there are several
 
         # AdamW keeps two averages for each weight; the schedule raises the learning rate, then lets it fall to 0.
-        optimizer = torch.optim.AdamW(job.parameter_groups(work), lr=work.learning_rate, fused=True)
+        optimizer = adamw(model)(job.parameter_groups(work), lr=work.learning_rate, fused=True)
         schedule = job.schedule(work, optimizer)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if work.resumed_from:

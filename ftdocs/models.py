@@ -106,8 +106,8 @@ def weights_dtype(recipe: Recipe) -> torch.dtype:
     """The dtype of the loaded weights.
 
     Weights that are trained stay in float32 unless ``precision: bf16`` is asked for: at usual learning rates
-    many of AdamW's updates are smaller than half a bfloat16 step and would be rounded away. Frozen weights
-    (LoRA's base) are kept in the dtype that the device computes in.
+    many of AdamW's updates are smaller than half a bfloat16 step, and must be kept elsewhere (``ftdocs.adamw``).
+    Frozen weights (LoRA's base) are kept in the dtype that the device computes in.
     """
     asked = recipe.train.precision
     if asked == "fp32":
