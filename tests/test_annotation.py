@@ -242,8 +242,10 @@ def test_a_row_that_is_no_task(tmp_path):
 
 
 def test_a_label_that_is_not_in_the_list(export):
-    labels = ["negative", "positiv"]
-    with pytest.raises(InputError, match=r"row \d.*'positive' is not in the list .*; did you mean positiv\?"):
+    labels = ["negative", "positives"]
+    with pytest.raises(
+        InputError, match=r"row \d.*'positive' is not in the list .*; did you mean positives\?"
+    ):
         read_tasks(export, labels=labels)
     assert read_tasks(export, labels=["negative", "positive", "mixed"])
 
@@ -388,3 +390,27 @@ def test_convert_writes_rows_and_keeps_what_is_there(tmp_path, capsys):
         == 2
     )
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_new_writes_a_recipe_for_an_export(tmp_path, capsys):
+    tasks = [
+        studio_task(at, f"film number {at}", {"ann": ("negative", "positive")[at % 2]}) for at in range(1, 25)
+    ]
+    export, recipe = (
+        write(tmp_path / "e.json", [*tasks, studio_task(25, "Never shown.", {})]),
+        tmp_path / "e.yaml",
+    )
+    assert main(["new", str(export), "--output", str(recipe)]) == 0
+    written = recipe.read_text()
+    assert "24 rows" in written and "format: label" in written and "classes: negative, positive" in written
+    assert "not used" not in written + capsys.readouterr().err
+
+
+def test_an_export_with_several_questions_names_the_command_that_converts_it(tmp_path, capsys):
+    rows = studio_min()
+    rows[0]["topic"] = "war"
+    export = write(tmp_path / "e.json", rows)
+    assert main(["new", str(export), "--output", str(tmp_path / "e.yaml")]) == 2
+    line = capsys.readouterr().err
+    assert f"ftdocs data convert {export} --question sentiment" in line
+    assert line.count("\n") == 1

@@ -17,7 +17,7 @@ from ftdocs.data.repair import (
 )
 from ftdocs.errors import InputError
 
-FRENCH = "Le caissier a refusé l'entrée à des élèves, très déçus : « C'était complet », a-t-il assuré, gêné. "
+FRENCH = "Le caissier a refusé l'entrée à des élèves, très déçus : « C'était fermé », a-t-il assuré, gêné. "
 
 
 @pytest.fixture(scope="module")
