@@ -37,7 +37,7 @@ def train(
         output: the run's folder. When left out, a folder of the cache that the run's fingerprint names.
         resume: go on with an unfinished run from its last good checkpoint.
         progress: show a progress bar on standard error.
-        watch: is told the step and the metrics of each validation; what it raises ends the run, and is passed on.
+        watch: is told the step and the metrics of each validation before the last; what it raises ends the run.
 
     Raises:
         InputError: the recipe, the data or the folder is not right.

@@ -154,7 +154,7 @@ def until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
 
 
 def test_a_killed_search_goes_on_and_repeats_no_finished_trial(recipe):
-    path = recipe(train=", save_every: 1")
+    path = recipe(train=", save_every: 4")
     whole = search.search(Recipe.load(path), Path("whole"), 4)
     trials = Path("runs/job-search/trials")
     process = start(path, "--trials", "4")
