@@ -254,6 +254,20 @@ CATALOGUE = (
             ),
         ),
     ),
+    Asset(
+        "web-sample",
+        "data",
+        "300 web pages in English, a sample of C4: general text, of any subject",
+        "C4 is ODC-BY; the pages' own terms are unclear",
+        770_000,
+        (
+            Sdist(
+                "llamafactory==0.9.5",
+                "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+                "data/c4_demo.jsonl",
+            ),
+        ),
+    ),
 )
 
 
@@ -586,7 +600,9 @@ def _make(asset: Asset, source: Source, folder: Path, say: Callable[[str], None]
 
             _write_rows(data, docstrings.collect(source.distributions))
         case Sdist():
-            _write_rows(data, json.loads(_source_archive_member(source)))
+            content = _source_archive_member(source)
+            lines = source.member.endswith(".jsonl")
+            _write_rows(data, map(json.loads, content.splitlines()) if lines else json.loads(content))
         case Hub():
             snapshot = from_hub(source, say, repo_type="dataset", instead=_instead(asset))
             _write_rows(data, _articles(snapshot))

@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FLOW = """
     errors files recipe hardware processes gguf data.docstrings assets data methods attention models embed
     label_words loss adamw intervals calibration fingerprint runs progress checkpoints memory metrics evaluate
-    card job trainer loop head train search search_ray records new cli
+    forgetting card job early_stopping trainer loop head train search search_ray records new cli
 """.split()
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ".jsonl", ".cfg", ".css", ".js", ".html", ""}
 # Package indexes, where a mirror may stand instead, and folders that exist on one machine only.

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 
 from ftdocs.errors import InputError
 
@@ -41,3 +42,24 @@ def stratified_folds(
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     dealt = kind(n_splits=k, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, groups)
     return list(dealt)
+
+
+def cross_validated_loss(
+    classifier: BaseEstimator, features: np.ndarray, labels: Sequence[int], k: int = 5, seed: int = 0
+) -> np.ndarray:
+    """How improbable each row's label is to a classifier fitted on the other folds: (rows,), nats.
+
+    The largest losses are where to look for wrong labels (Northcutt et al., 2021, call it self-confidence); among them
+    are also right labels of rows that are hard.
+
+    Args:
+        classifier: of scikit-learn, with ``predict_proba``; it is fitted anew for each fold.
+        features: (rows, D).
+        labels: (rows,), class numbers from 0, every one of which occurs.
+        k: folds, as in :func:`stratified_folds`, which says what is raised.
+        seed: of the shuffling.
+    """
+    folds = stratified_folds(labels, k, seed)
+    probabilities = cross_val_predict(classifier, features, labels, cv=folds, method="predict_proba")
+    chosen = probabilities[np.arange(len(labels)), np.asarray(labels)]
+    return -np.log(np.maximum(chosen, np.finfo(chosen.dtype).tiny))
