@@ -16,21 +16,27 @@ class CompensatedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """One step; ``closure`` as in :class:`torch.optim.AdamW`."""
-        moved = [
-            (weight, weight.clone(), group["lr"] * group["weight_decay"])
-            for group in self.param_groups
-            for weight in group["params"]
-            if weight.grad is not None
-        ]
-        for weight, _, _ in moved:
-            weight.copy_(self.state[weight]["rest"]) if self.state[weight] else weight.zero_()
-        found = super().step(closure)
-        for weight, before, decay in moved:
-            exact = before.float() * (1 - decay) + weight.float()  # the rest alone did not decay the weight
-            weight.copy_(exact)
-            self.state[weight]["rest"] = (exact - weight.float()).to(weight.dtype)
+        """One step, weight by weight, so that no second copy of all is there; ``closure`` is torch's."""
+        groups = self.param_groups
+        found = None if closure is None else torch.enable_grad()(closure)()
+        try:
+            for group in groups:
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        self.param_groups = [{**group, "params": [weight]}]
+                        self.step_one(weight, group["lr"] * group["weight_decay"])
+        finally:
+            self.param_groups = groups
         return found
+
+    def step_one(self, weight: torch.Tensor, decay: float) -> None:
+        """AdamW's step on the rest of one weight, and from there to the weight."""
+        exact = weight.float().mul_(1 - decay)  # AdamW itself will only see the rest, and let that decay
+        weight.copy_(self.state[weight]["rest"]) if self.state[weight] else weight.zero_()
+        super().step()
+        exact += weight
+        weight.copy_(exact)
+        self.state[weight]["rest"] = exact.sub_(weight).to(weight.dtype)
 
 
 def adamw(model: torch.nn.Module) -> type[torch.optim.AdamW]:
