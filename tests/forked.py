@@ -29,6 +29,8 @@ class Forked:
 
     def __init__(self, task: Callable[[list[str]], None], out: str, errors: str, *arguments: object):
         self.out, self.errors = Path(out).resolve(), Path(errors).resolve()
+        for path in (self.out, self.errors):
+            path.write_text("")  # here, as it may be killed before it has opened them
         words = [str(argument) for argument in arguments]
         self.process = context.Process(target=live, args=(task, words, os.getcwd(), self.out, self.errors))
         self.process.start()
@@ -72,7 +74,6 @@ class Command(Forked):
     """A running `ftdocs …`."""
 
     def __init__(self, *arguments: object):
-        Path("said.txt").unlink(missing_ok=True)
         super().__init__(command, "said.txt", "said.txt", *arguments)
 
     def end(self, seconds: float = 300) -> tuple[int, str]:
