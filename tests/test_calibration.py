@@ -120,3 +120,22 @@ def test_logits_are_not_taken_for_probabilities():
         expected_calibration_error(np.array([[3.0, -1.0]]), [0])
     with pytest.raises(InputError, match="at least 1"):
         reliability(np.array([[expit(1.0), 1 - expit(1.0)]]), [0], bins=0)
+
+
+def test_the_best_threshold_is_the_best_of_all():
+    generator = np.random.default_rng(0)
+    labels = (generator.random(300) < 0.1).astype(int)
+    scores = 1 / (1 + np.exp(-(generator.normal(size=300) + 1.5 * labels - 3)))  # the rare class seldom passes 0.5
+
+    def macro_f1(threshold: float) -> float:
+        return float(f1_score(labels, scores >= threshold, average="macro", zero_division=0))
+
+    found = calibration.best_threshold(scores, labels)
+    tried = [macro_f1(score) for score in scores]
+    assert macro_f1(found) == pytest.approx(max(tried)) > macro_f1(0.5)
+    assert calibration.best_threshold([0.2, 0.4], [0, 1]) == pytest.approx(0.3)
+    for scores, labels in (([0.1, 0.2], [0, 0]), ([0.1, float("nan")], [0, 1])):
+        with pytest.raises(InputError, match="both classes"):
+            calibration.best_threshold(scores, labels)
+    with pytest.raises(InputError, match="2 scores for 1 labels"):
+        calibration.best_threshold([0.1, 0.2], [1])

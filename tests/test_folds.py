@@ -42,3 +42,16 @@ def test_groups_stay_whole():
 def test_what_cannot_be_split_says_why(labels, k, groups, message):
     with pytest.raises(InputError, match=message):
         stratified_folds(labels, k, groups=groups)
+
+
+def test_flipped_labels_have_the_largest_losses_and_no_row_judges_itself():
+    generator = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    features = generator.normal(size=(200, 5)) + 2 * labels[:, None]
+    noisy = labels.copy()
+    noisy[:20] = 1 - noisy[:20]
+    losses = cross_validated_loss(LogisticRegression(), features, noisy)
+    assert losses.shape == (200,) and (losses >= 0).all()
+    assert np.isin(np.argsort(-losses)[:20], np.arange(20)).mean() > 0.9
+    # A nearest neighbour that had seen the row would find its own label certain.
+    assert cross_validated_loss(KNeighborsClassifier(1), features, noisy)[:20].max() > 100
