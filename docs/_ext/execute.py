@@ -346,7 +346,7 @@ def _cell(client: NotebookClient, fence: Fence, index: int, sandbox: Sandbox) ->
     except DeadKernelError:
         raise CheckFailed("the kernel died; out of memory?") from None
     for output in cell.outputs:
-        if output.output_type == "error":  # meant; its frames, and a failed import's words, name files of this machine
+        if output.output_type == "error":  # meant; its frames and words name files of this machine
             output.evalue = _within_package(output.evalue)
             output.traceback = [_within_package(line) for line in output.traceback]
     sandbox.output = printed(cell)
