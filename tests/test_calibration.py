@@ -125,7 +125,9 @@ def test_logits_are_not_taken_for_probabilities():
 def test_the_best_threshold_is_the_best_of_all():
     generator = np.random.default_rng(0)
     labels = (generator.random(300) < 0.1).astype(int)
-    scores = 1 / (1 + np.exp(-(generator.normal(size=300) + 1.5 * labels - 3)))  # the rare class seldom passes 0.5
+    scores = 1 / (
+        1 + np.exp(-(generator.normal(size=300) + 1.5 * labels - 3))
+    )  # the rare class seldom passes 0.5
 
     def macro_f1(threshold: float) -> float:
         return float(f1_score(labels, scores >= threshold, average="macro", zero_division=0))
