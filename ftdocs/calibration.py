@@ -114,9 +114,13 @@ def best_threshold(scores: Sequence[float], labels: Sequence[int]) -> float:
     """
     given, answers = np.asarray(scores, dtype=float), np.asarray(labels)
     if given.shape != answers.shape or given.ndim != 1:
-        raise InputError(f"{len(given)} scores for {len(answers)} labels: give one score of class 1 for each row")
+        raise InputError(
+            f"{len(given)} scores for {len(answers)} labels: give one score of class 1 for each row"
+        )
     if set(answers.tolist()) != {0, 1} or not np.isfinite(given).all():
-        raise InputError("a threshold needs rows of both classes, labelled 0 and 1, with scores that are numbers")
+        raise InputError(
+            "a threshold needs rows of both classes, labelled 0 and 1, with scores that are numbers"
+        )
     cuts = np.unique(given)  # sorted; the threshold that lets a score in
     positive, negative = (np.sort(given[answers == label]) for label in (1, 0))
     missed, right = (np.searchsorted(part, cuts) for part in (positive, negative))  # those below each cut

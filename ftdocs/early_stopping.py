@@ -45,7 +45,9 @@ def fit(
         InputError: no rows in one of the two, or a patience below 1.
     """
     if not len(rows) or not len(validation):
-        raise InputError(f"{len(rows)} training and {len(validation)} validation rows; give at least one of each")
+        raise InputError(
+            f"{len(rows)} training and {len(validation)} validation rows; give at least one of each"
+        )
     if patience is not None and patience < 1:
         raise InputError(f"patience is {patience}; give at least 1 epoch, or None to train to the end")
     device, answers = next(model.parameters()).device, [row["label"] for row in validation]

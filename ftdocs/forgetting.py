@@ -45,7 +45,9 @@ def general_losses(
     first = {row["row"]: row for row in reversed(encoded)}  # of a page's pieces the first one
     long = [row for _, row in sorted(first.items()) if len(row["input_ids"]) == seq_len]
     if not 0 < documents <= len(long):
-        raise InputError(f"documents is {documents}; of {seq_len} tokens or more there are {len(long)} web pages")
+        raise InputError(
+            f"documents is {documents}; of {seq_len} tokens or more there are {len(long)} web pages"
+        )
     pad = models.pad_token_id(tokenizer)
     losses = [evaluate.held_out_loss(model, [row], pad, precision=precision) for row in long[:documents]]
     return np.array(losses)
@@ -76,7 +78,9 @@ def with_replay(
         InputError: a share that is none, or more general text than there is.
     """
     if not 0 <= share < 1:
-        raise InputError(f"share is {share}; give the share of general tokens, from 0 to below 1, such as 0.2")
+        raise InputError(
+            f"share is {share}; give the share of general tokens, from 0 to below 1, such as 0.2"
+        )
     generator = np.random.default_rng(seed)
     pieces = [row | {"row": 0} for row in prepare.encode(web_pages()[0], "text", tokenizer, seq_len)]
     generator.shuffle(pieces)

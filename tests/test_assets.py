@@ -458,7 +458,9 @@ def test_a_file_of_a_source_archive_is_fetched_by_hash(monkeypatch, tmp_path):
     rows = [json.loads(line) for line in path.open(encoding="utf-8")]
     assert len(rows) == 999
     assert set(rows[0]) == {"instruction", "input", "output"}
-    pages = [json.loads(line) for line in assets.data_path("web-sample").open(encoding="utf-8")]  # lines there too
+    pages = [
+        json.loads(line) for line in assets.data_path("web-sample").open(encoding="utf-8")
+    ]  # lines there too
     assert len({page["text"] for page in pages}) == len(pages) == 300
     wrong = assets.Sdist("llamafactory==0.9.5", "0" * 64, "data/alpaca_en_demo.json")
     with pytest.raises(InputError, match="wrong checksum"):

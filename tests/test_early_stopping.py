@@ -28,7 +28,11 @@ def rows(count: int, seed: int) -> list[dict]:
     """Random tokens with random labels: what is learnt of some is of no use for others."""
     generator = np.random.default_rng(seed)
     return [
-        {"input_ids": generator.integers(1000, 2000, 8).tolist(), "label": int(generator.integers(2)), "row": row}
+        {
+            "input_ids": generator.integers(1000, 2000, 8).tolist(),
+            "label": int(generator.integers(2)),
+            "row": row,
+        }
         for row in range(count)
     ]
 
@@ -48,7 +52,18 @@ def test_without_patience_it_trains_to_the_end_and_the_same_seed_gives_the_same(
     curves = []
     for seed in (0, 0, 1):
         model = classifier(folder)
-        curves.append(fit(model, rows(8, seed=0), rows(8, seed=1), PAD, epochs=3, learning_rate=1e-3, batch_size=4, seed=seed))
+        curves.append(
+            fit(
+                model,
+                rows(8, seed=0),
+                rows(8, seed=1),
+                PAD,
+                epochs=3,
+                learning_rate=1e-3,
+                batch_size=4,
+                seed=seed,
+            )
+        )
         assert not any(row["loss"] != row["loss"] for row in curves[-1])
     assert curves[0] == curves[1] != curves[2]
     assert [row["epoch"] for row in curves[0]] == [1, 2, 3]

@@ -24,7 +24,9 @@ def tiny(tmp_path_factory):
 def pages(monkeypatch, tmp_path):
     """300 pages made up, so that no package registry is asked; every fifth is short."""
     generator, path = np.random.default_rng(0), tmp_path / "web-sample.jsonl"
-    texts = [" ".join(generator.choice(WORDS, 2 if page % 5 == 0 else 60)) + f" {page}" for page in range(300)]
+    texts = [
+        " ".join(generator.choice(WORDS, 2 if page % 5 == 0 else 60)) + f" {page}" for page in range(300)
+    ]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     monkeypatch.setattr(assets, "data_path", lambda name: path)
     return texts
@@ -41,7 +43,9 @@ def test_the_perplexity_is_that_of_all_tokens_and_feels_the_model(tiny):
     losses = forgetting.general_losses(model, tokenizer, documents=6, seq_len=16)
     again = forgetting.general_losses(model, tokenizer, documents=6, seq_len=16)
     assert losses.shape == (6,) and (losses == again).all()
-    long = [page["text"] for page in forgetting.web_pages()[1] if len(tokenizer(page["text"])["input_ids"]) >= 16]
+    long = [
+        page["text"] for page in forgetting.web_pages()[1] if len(tokenizer(page["text"])["input_ids"]) >= 16
+    ]
     ids = torch.tensor([tokenizer(text)["input_ids"][:16] for text in long[:6]])
     with torch.no_grad():
         whole = model(input_ids=ids, labels=ids).loss.item()
@@ -59,7 +63,9 @@ def test_replay_has_its_share_of_the_tokens_and_leaves_the_rows_in(tiny, share):
     rows = [{"text": " ".join(WORDS), "row": row} for row in range(1, 31)]
     encoded = list(prepare.encode(rows, "text", tokenizer, 32))
     mixed = forgetting.with_replay(encoded, tokenizer, share, 32)
-    own, general = ([len(row["input_ids"]) for row in mixed if bool(row["row"]) == kind] for kind in (True, False))
+    own, general = (
+        [len(row["input_ids"]) for row in mixed if bool(row["row"]) == kind] for kind in (True, False)
+    )
     assert sum(own) == sum(len(row["input_ids"]) for row in encoded)
     assert sum(general) / (sum(own) + sum(general)) == pytest.approx(share, abs=0.03)
     measured = {tuple(tokenizer(page["text"])["input_ids"][:32]) for page in forgetting.web_pages()[1]}
