@@ -120,7 +120,9 @@ def tests(session: nox.Session) -> None:
     """Test the package and every snippet of the book, small (-- pytest's own options)."""
     # Two workers share the cores: more threads than cores, and each waits for the other.
     small = {"FTDOCS_PROFILE": "smoke", "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // 2))}
-    options = ["-n", "2", "--dist", "loadfile", "--durations", "15", "--junitxml", "docs/_build/tests.xml"]
+    # Files are handed out in the order of tests/conftest.py: the slowest first, so that no worker waits at the end.
+    options = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    options += ["--durations", "15", "--junitxml", "docs/_build/tests.xml"]
     run(session, "-m", "pytest", *options, *session.posargs, **small)
 
 
@@ -142,6 +144,13 @@ def linkcheck(session: nox.Session) -> None:
     """Follow every external link of the book; this one needs the network."""
     run(session, "docs/_ext/build.py", "--execute-only", "--profile", "smoke")
     run(session, "-m", "sphinx", "-b", "linkcheck", "-q", "docs", "docs/_build/linkcheck")
+
+
+@nox.session(reuse_venv=True)
+def labelstudio(session: nox.Session) -> None:
+    """Start a real Label Studio (1 GB), import pre-labels, annotate, export, and read the exports."""
+    session.install("--quiet", "label-studio==1.23.0")
+    run(session, "tests/label_studio.py", Path(session.bin) / "label-studio")
 
 
 @nox.session(venv_backend="none")

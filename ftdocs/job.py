@@ -3,17 +3,20 @@
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import PreTrainedTokenizerBase, get_scheduler
 
 from ftdocs import evaluate, models, processes, runs
 from ftdocs.data import pack
 from ftdocs.data.chat import IGNORED
+from ftdocs.errors import InputError
+from ftdocs.methods import ulmfit
 from ftdocs.progress import Progress
 from ftdocs.recipe import Recipe
 
@@ -34,6 +37,9 @@ class Job:
         total: optimiser steps.
         resumed_from: the checkpoint to go on from, or None.
         progress: counts, curve and clock.
+
+    Raises:
+        InputError: weights that are to be trained have fewer digits than the recipe says.
     """
 
     recipe: Recipe
@@ -47,6 +53,15 @@ class Job:
     total: int
     resumed_from: Path | None
     progress: Progress
+
+    def __post_init__(self):
+        coarse = (torch.bfloat16, torch.float16)
+        trained = (name for name, p in self.model.named_parameters() if p.requires_grad and p.dtype in coarse)
+        if self.recipe.train.precision != "bf16" and (name := next(trained, None)):
+            raise InputError(
+                f"{name} is to be trained and was loaded in 16 bits, which round small updates away; load the model for"
+                " a recipe whose method.name is the method that trains it, or ask for it with train.precision: bf16"
+            )
 
     @property
     def learning_rate(self) -> float:
@@ -75,11 +90,13 @@ class Job:
         generator = torch.Generator().manual_seed(self.recipe.train.seed + epoch)
         return torch.randperm(len(self.rows), generator=generator)
 
-    def reseed(self, step: int) -> None:
-        """Give dropout numbers of its own in each step (from 1) and process.
+    def begin_step(self, step: int) -> None:
+        """Set the layers free that a step (from 1) trains, and give dropout its numbers, other ones in each process.
 
         Made from the seed instead of kept in a checkpoint, so that a resume may have another number of processes.
         """
+        if self.recipe.method.name == "ulmfit" and self.recipe.method.unfreeze:
+            ulmfit.unfreeze(self.model, ulmfit.unfrozen(step, self.total))
         torch.manual_seed(
             random.Random(f"{self.recipe.train.seed} {step} {processes.rank()}").getrandbits(63)
         )
@@ -122,9 +139,30 @@ def warmup_steps(recipe: Recipe, total: int) -> int:
     return round(recipe.train.warmup * total)
 
 
-def decay_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: matrices decay, biases and the weights of norms do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def schedule(work: Job, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    """What the learning rate does: it rises in the warm-up, and then falls as the recipe says."""
+    name, total = work.recipe.train.schedule, work.total
+    if name == "slanted":
+        return LambdaLR(optimizer, lambda step: ulmfit.slanted_triangular(step, total))
+    named = "constant_with_warmup" if name == "constant" else name
+    return get_scheduler(named, optimizer, warmup_steps(work.recipe, total), total)
+
+
+def parameter_groups(work: Job) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: what decays and what does not and, of the method ulmfit, each with its own rate."""
+    method, decay = work.recipe.method, work.recipe.train.weight_decay
+    if method.name != "ulmfit":
+        return decay_groups(work.model.parameters(), decay)
+    return [
+        {**group, "lr": ulmfit.discriminative_rate(work.learning_rate, place, method.discriminative)}
+        for place, parameters in enumerate(ulmfit.layer_groups(work.model))
+        for group in decay_groups(parameters, decay)
+    ]
+
+
+def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters that are trained, in two groups: matrices decay, biases and the weights of norms do not."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},

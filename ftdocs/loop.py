@@ -3,15 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
+from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_
-from transformers import get_scheduler
 
 from ftdocs import checkpoints, job, loss, models, processes, runs
+from ftdocs.adamw import adamw
 from ftdocs.data.pack import to
 from ftdocs.job import Job
-
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 def run(work: Job) -> int:
@@ -27,11 +25,11 @@ def run(work: Job) -> int:
         processes.shard(model)  # where there are several
 
         # AdamW keeps two averages for each weight; the schedule raises the learning rate, then lets it fall to 0.
-        groups = job.decay_groups(model, asked.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=work.learning_rate, fused=True)
-        warmup = job.warmup_steps(work.recipe, work.total)
-        schedule = get_scheduler(SCHEDULES[asked.schedule], optimizer, warmup, work.total)
+        optimizer = adamw(model)(job.parameter_groups(work), lr=work.learning_rate, fused=True)
+        schedule = job.schedule(work, optimizer)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if work.resumed_from:
+            work.begin_step(checkpoints.step_of(work.resumed_from))  # what was trained then is what was kept
         step = done = checkpoints.restore(work.resumed_from, model, optimizer, schedule)
 
         if work.held_out and done == 0:
@@ -39,12 +37,13 @@ def run(work: Job) -> int:
         progress.begin(done, work.total)
         model.train()
         for step, micro_batches in enumerate(batches(work, done), start=done + 1):
-            work.reseed(step)
+            work.begin_step(step)
             # Every labelled token of the step counts the same, whichever micro-batch and process it is in.
             [labels] = processes.total(sum(count for _, count in micro_batches))
+            weights = models.working_weights(model, asked.precision)
             for batch, count in micro_batches:
                 with models.autocast(device, asked.precision):
-                    share = model(**to(batch, device)).loss * (count / labels)
+                    share = functional_call(model, weights, kwargs=to(batch, device)).loss * (count / labels)
                 share.backward()
                 progress.step_loss += share.item()
             norm = processes.whole(clip_grad_norm_(trained, asked.max_grad_norm))

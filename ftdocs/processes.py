@@ -5,6 +5,7 @@ here does anything.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -172,10 +173,9 @@ def lost(error: BaseException) -> bool:
         return False
     from torch import distributed
 
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
-    return isinstance(error, distributed.DistBackendError | distributed.DistNetworkError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
+    words = "Connection closed by peer|Connection reset by peer|Broken pipe|Socket closed|Timed out waiting"
+    gone = distributed.DistBackendError | distributed.DistNetworkError | distributed.DistStoreError
+    return isinstance(error, gone) or (isinstance(error, RuntimeError) and bool(re.search(words, str(error))))
 
 
 def shard(model: "torch.nn.Module") -> None:

@@ -47,7 +47,8 @@ class Progress:
         rows: where in the data file this process's part of the last step comes from, to name when it breaks the loss.
         interrupted: the user pressed Ctrl-C; ``stop_asked`` says so when every process knows, after a step.
         save_due: the last checkpoint was so long ago that another one is due by the clock.
-        watch: is told the step and the metrics of each validation; what it raises ends the run.
+        total: steps of the run, once it has begun.
+        watch: is told the step and the metrics of each validation before the last; what it raises ends the run.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Progress:
     interrupted: bool = False
     stop_asked: bool = False
     save_due: bool = False
+    total: int = 0
     watch: Watch | None = None
 
     @classmethod
@@ -94,7 +96,7 @@ class Progress:
     def begin(self, step: int, total: int) -> None:
         """Start the clock when the first batch is near, not when the model was loaded."""
         self.began = self.saved = time.perf_counter()
-        self.paused = 0.0
+        self.paused, self.total = 0.0, total
         self.bar.reset(total)
         self.bar.update(step)
 
@@ -166,7 +168,7 @@ class Progress:
         named = {f"eval_{name}": value for name, value in found.items()}
         self.paused += seconds
         self.write(step, named)
-        if self.watch is not None:
+        if self.watch is not None and step < self.total:  # the last one comes too late to stop anything
             self.watch(step, named)
         return named
 

@@ -81,12 +81,23 @@ class Data(Section):
 class Method(Section):
     """Which weights move."""
 
-    name: Literal["full", "lora", "features", "layers"] = Field(
+    name: Literal["full", "lora", "features", "layers", "ulmfit"] = Field(
         "lora",
         description="full: every weight; lora: low-rank adapters; layers: the top of the model alone; features: of a "
-        "classifier its head alone, fitted as a logistic regression",
+        "classifier its head alone, fitted as a logistic regression; ulmfit: every weight, gently, in three stages",
     )
     layers: int = Field(2, ge=0, description="layers: how many of the last blocks are trained, with the head")
+    language_epochs: float = Field(
+        1.0,
+        ge=0,
+        description="ulmfit: epochs in which the language model learns the texts before their labels; 0: none",
+    )
+    discriminative: float = Field(
+        2.6, ge=1, description="ulmfit: how much slower a group of layers learns than the one above; 1: not"
+    )
+    unfreeze: bool = Field(
+        True, description="ulmfit: train the head first, and set one group of layers free after the other"
+    )
     rank: int = Field(8, ge=1, description="lora: rank r of the update B·A")
     alpha: float = Field(16.0, gt=0, description="lora: the update is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="lora: dropout on the adapter's input")
@@ -110,7 +121,9 @@ class Train(Section):
         gt=0,
         description="peak learning rate; when left out 1e-3 for lora, 1e-4 for full and layers, 5e-5 with labels",
     )
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="decay after the warm-up")
+    schedule: Literal["linear", "cosine", "constant", "slanted"] = Field(
+        "linear", description="decay after the warm-up; slanted: ULMFiT's, with a warm-up of its own"
+    )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, not applied to biases and norms")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
@@ -195,7 +208,7 @@ class Search(Section):
     @field_validator("space", mode="before")
     @classmethod
     def dotted_keys(cls, space: Any) -> Any:
-        """Keys within a section's name are dotted ones, ``train: {epochs: [1, 2]}``; 1e-4, text in YAML, is a number."""
+        """``train: {epochs: [1, 2]}`` is ``train.epochs: [1, 2]``; 1e-4, which is text in YAML, is a number."""
         if not isinstance(space, dict):
             return space
         flat: dict[Any, Any] = {}

@@ -204,6 +204,9 @@ def hold(folder: Path) -> Iterator[None]:
                     f"{folder}: another process is writing this run; wait, or choose another --output"
                 ) from None
 
+        for left_behind in folder.glob(f".*{files.WRITING}"):  # by a process that was killed
+            left_behind.unlink()
+
     processes.from_main(take)
     try:
         yield

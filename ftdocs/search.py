@@ -25,7 +25,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from ftdocs import files, job, processes, runs
+from ftdocs import files, job, models, processes, runs
 from ftdocs.data import prepare
 from ftdocs.errors import InputError
 from ftdocs.progress import Interrupted
@@ -470,7 +470,8 @@ def range_test(
     growth, found = (high / low) ** (1 / (steps - 1)), []
     model.train()
     for batch in itertools.islice(batches, steps):
-        loss = model(**batch).loss
+        with models.autocast(trained[0].device):
+            loss = model(**batch).loss
         found.append((optimizer.param_groups[0]["lr"], loss.item()))
         if not loss.item() < 4 * min(value for _, value in found):
             break

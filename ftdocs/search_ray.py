@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import, which reads it
+# Read when Ray starts: nothing is sent to its makers, no tables are printed, trials are no background work.
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0", "RAY_worker_niceness": "0"}
 
 import optuna
 import ray
@@ -31,7 +32,7 @@ class Asked(Searcher):
     """
 
     def __init__(self, plan: Plan):
-        super().__init__(metric="value", mode="min")
+        super().__init__()
         self.plan = plan
         self.running: dict[str, optuna.Trial] = {}
         self.refused: str | None = None
@@ -79,9 +80,8 @@ def trial(config: dict[str, Any], recipe: Recipe, folder: Path) -> None:
     """One trial, in a process of Ray's."""
 
     def watch(number: int, value: float) -> None:
-        tune.report({"validation": number, "so_far": value, "folder": ended_in})
+        tune.report({"validation": number, "so_far": value})
 
-    ended_in = str(folder)
     try:
         tune.report(attempt(recipe, folder, config["values"], watch))
     except InputError as error:

@@ -5,37 +5,22 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftdocs import (
-    assets,
-    card,
-    checkpoints,
-    files,
-    hardware,
-    head,
-    job,
-    loop,
-    models,
-    processes,
-    runs,
-    trainer,
-)
+from ftdocs import assets, card, checkpoints, files, hardware, job, models, processes, runs
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 from ftdocs.job import Job
-from ftdocs.methods import features
 from ftdocs.methods.full import train_all
 from ftdocs.methods.layers import train_top
 from ftdocs.methods.lora import add_lora
 from ftdocs.progress import Interrupted, Progress, Watch
-from ftdocs.recipe import Method, Recipe
-
-ENGINES = {"loop": loop.run, "trainer": trainer.run}
+from ftdocs.recipe import Data, Method, Recipe
 
 
 def train(
@@ -52,7 +37,7 @@ def train(
         output: the run's folder. When left out, a folder of the cache that the run's fingerprint names.
         resume: go on with an unfinished run from its last good checkpoint.
         progress: show a progress bar on standard error.
-        watch: is told the step and the metrics of each validation; what it raises ends the run, and is passed on.
+        watch: is told the step and the metrics of each validation before the last; what it raises ends the run.
 
     Raises:
         InputError: the recipe, the data or the folder is not right.
@@ -129,6 +114,10 @@ def fit(
         torch.manual_seed(recipe.train.seed)
         trainable = choose_weights(model, recipe.method)
 
+    if recipe.method.name == "ulmfit" and recipe.method.unfreeze and processes.count() > 1:
+        raise InputError(
+            "method.unfreeze changes which layers are trained, which several processes cannot follow; set it to false"
+        )
     # From here on the folder is a run: all that can be wrong with the input has been found.
     majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
     saved = {
@@ -138,12 +127,18 @@ def fit(
         "majority": majority,
     }
     last = processes.from_main(lambda: begin(recipe, folder, prints, resume, saved))
+    if recipe.method.name == "ulmfit" and is_label and recipe.method.language_epochs:
+        language = train_language_model(recipe, folder / "language", splits.train, progress)
+        trainable, _ = models.load(
+            recipe.model_copy(update={"model": str(language / "model")}), splits.labels
+        )
+        trainable = choose_weights(trainable, recipe.method)
     total = 1 if recipe.method.name == "features" else job.steps(recipe, len(train_rows))
     counts = Progress.start(folder, last, progress, watch)
     work = Job(
         recipe, folder, splits.format, trainable, tokenizer, train_rows, held_out, packed, total, last, counts
     )
-    engine = head.run if recipe.method.name == "features" else ENGINES[recipe.train.engine]
+    engine = choose_engine(recipe)
     with counts.stop_on_interrupt(), hardware.memory_kept():
         done = engine(work)
     if done < total:
@@ -151,6 +146,17 @@ def fit(
 
     weights = processes.whole_weights(trainable, trained_only=recipe.method.name == "lora")
     return processes.from_main(lambda: finish(work, done, weights))
+
+
+def choose_engine(recipe: Recipe) -> Callable[[Job], int]:
+    """What trains a job and says how many steps it did; imported when it is chosen, as each takes a while."""
+    if recipe.method.name == "features":
+        from ftdocs import head as engine
+    elif recipe.train.engine == "loop":
+        from ftdocs import loop as engine
+    else:
+        from ftdocs import trainer as engine
+    return engine.run
 
 
 def choose_weights(model: PreTrainedModel, method: Method) -> torch.nn.Module:
@@ -161,9 +167,39 @@ def choose_weights(model: PreTrainedModel, method: Method) -> torch.nn.Module:
         case "layers":
             return train_top(model, method.layers)
         case "features":
-            return features.train_head(model)
-        case "full":
+            from ftdocs.methods.features import train_head  # scikit-learn takes a while to import
+
+            return train_head(model)
+        case "full" | "ulmfit":
             return train_all(model)
+
+
+def train_language_model(
+    recipe: Recipe, folder: Path, rows: Sequence[dict[str, Any]], progress: bool = False
+) -> Path:
+    """ULMFiT's second stage, a run of its own: the model reads the training texts before it sees their labels.
+
+    The texts that are held out for the classifier are not among them. All layers are trained from the start, as in
+    the paper, with the rates by layer that the recipe says.
+
+    Returns: the run's folder.
+    """
+    texts = folder.with_suffix(".jsonl")
+    content = "".join(json.dumps({"text": row["text"]}, ensure_ascii=False) + "\n" for row in rows)
+    processes.from_main(lambda: files.write_atomic(texts, content))
+    method = recipe.method.model_copy(update={"unfreeze": False})
+    epochs = {
+        "epochs": method.language_epochs,
+        "learning_rate": None,
+    }  # the recipe's rate is the classifier's
+    language = recipe.model_copy(
+        update={
+            "data": Data(path=texts, format="text", validation=0, test=0),
+            "method": method,
+            "train": recipe.train.model_copy(update=epochs),
+        }
+    )
+    return train(language, folder, resume=runs.state(folder) == "unfinished", progress=progress).run
 
 
 def begin(

@@ -11,6 +11,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import TensorBoardCallback
 
 from ftdocs import checkpoints, hardware, job, loss, models, processes, runs
+from ftdocs.adamw import adamw
 from ftdocs.errors import InputError
 from ftdocs.job import Job
 
@@ -35,6 +36,7 @@ def run(work: Job) -> int:
         data_collator=lambda rows: {**work.collate(rows), "origin": work.origin(rows)},
         callbacks=[Record(work), *own_loggers(work), checkpoints.Seal()],
         compute_loss_func=classification_loss if work.kind == "label" else None,
+        optimizer_cls_and_kwargs=(adamw(work.model), {"lr": work.learning_rate, "fused": True}),
     )
     trainer.work = work
     check_accelerate(trainer)
@@ -97,8 +99,6 @@ def arguments(work: Job) -> TrainingArguments:
         per_device_train_batch_size=asked.batch_size,
         gradient_accumulation_steps=asked.accumulation,
         learning_rate=work.learning_rate,
-        lr_scheduler_type=asked.schedule if asked.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=job.warmup_steps(work.recipe, work.total),
         weight_decay=asked.weight_decay,
         max_grad_norm=asked.max_grad_norm,
         bf16=models.mixed(work.recipe),
@@ -178,6 +178,18 @@ class CountingTrainer(Trainer):
         self.work.progress.grad_norm = float(processes.whole(norm) if torch.is_tensor(norm) else norm)
         return norm
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Trainer's own, unless the method gives layers rates of their own."""
+        if self.work.recipe.method.name == "ulmfit" and self.optimizer is None:
+            groups = job.parameter_groups(self.work)
+            self.optimizer = adamw(self.work.model)(groups, lr=self.work.learning_rate, fused=True)
+        return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The recipe's, which the loop has too."""
+        self.lr_scheduler = job.schedule(self.work, self.optimizer if optimizer is None else optimizer)
+        return self.lr_scheduler
+
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Order:
         return Order(self.work, lambda: self.state.global_step)
 
@@ -209,8 +221,8 @@ class Record(TrainerCallback):
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Dropout of this step."""
-        self.work.reseed(state.global_step + 1)
+        """Dropout of this step, and which layers it trains."""
+        self.work.begin_step(state.global_step + 1)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop the clock."""

@@ -23,6 +23,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="record the golden curves (tests/test_golden.py)")
 
 
+# What takes longest, longest first: whoever begins with a long file ends in time. Seconds need not be exact for that.
+SLOWEST = [
+    "test_processes.py",
+    "test_faults.py",
+    "test_runs.py",
+    "training.md",
+    "own-file.md",
+    "README.md",
+    "test_build.py",
+]
+SLOWEST += ["test_trl.py", "first-fine-tune.md", "test_golden.py", "test_engines.py", "test_assets.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort by file, the slowest files first; within a file nothing changes."""
+    place = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(SLOWEST)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "network: asks a package registry; skipped where none answers")
 

@@ -5,6 +5,8 @@ Starts the command that it is given in a folder of its own, on this machine alon
 
 import json
 import os
+import re
+import resource
 import secrets
 import signal
 import socket
@@ -40,6 +42,8 @@ PREDICTIONS = [
     {"label": "positive", "score": 0.55},
     {"label": "negative", "score": 0.5},
 ]
+START = "start --no-browser --internal-host 127.0.0.1".split()
+PAGE = Path(__file__).parent.parent / "docs" / "techniques" / "data-preparation.md"
 QUIET = {
     "COLLECT_ANALYTICS": "False",
     "LATEST_VERSION_CHECK": "False",
@@ -115,6 +119,16 @@ def annotate(server: Server, task: int, label: str, who: int | None = None) -> N
     server.ask("POST", f"/api/tasks/{task}/annotations/", body)
 
 
+def check_page() -> None:
+    """Fail unless the page installs the version and gives the options that `nox -s labelstudio` really starts."""
+    page = PAGE.read_text(encoding="utf-8")
+    command = re.search(r"^label-studio/bin/label-studio (.*)$", page, re.MULTILINE)
+    version = re.search(r"label-studio==[\d.]+", (PAGE.parents[2] / "noxfile.py").read_text(encoding="utf-8"))
+    assert command and version and version[0] in page
+    options = " ".join([*START, "--port", "8080", "--data-dir", "label-studio-data"])
+    assert command[1] == options, f"the page has {command[1]}, the session {options}"
+
+
 def main(command: str) -> None:
     """Check the round trip."""
     started = time.monotonic()
@@ -127,7 +141,12 @@ def main(command: str) -> None:
             check(server, folder)
         finally:
             server.stop()
-    print(f"Label Studio was ready after {ready:.0f} s; all in all {time.monotonic() - started:.0f} s")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"Label Studio was ready after {ready:.0f} s, ended after {time.monotonic() - started:.0f} s;",
+        end=" ",
+    )
+    print(f"it computed for {used.ru_utime + used.ru_stime:.0f} s and took {used.ru_maxrss / 2**20:.1f} GiB")
 
 
 def check(server: Server, folder: Path) -> None:
@@ -168,4 +187,4 @@ def check(server: Server, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    check_page() if "--check-page" in sys.argv else main(sys.argv[1])

@@ -16,6 +16,7 @@ from transformers import (
 
 from ftdocs import assets, checkpoints, job, loop, runs, trainer
 from ftdocs.data import pack
+from ftdocs.errors import InputError
 from ftdocs.job import Job
 from ftdocs.methods.full import train_all
 from ftdocs.methods.lora import add_lora
@@ -208,7 +209,9 @@ def test_the_schedule_rises_and_ends_where_it_says(tmp_path, engine, schedule):
 def test_norms_and_biases_do_not_decay_and_trainer_agrees(tmp_path):
     for model in (llama(), BertForSequenceClassification(BertConfig(vocab_size=500, **SIZES))):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        decaying, others = ({names[id(p)] for p in group["params"]} for group in job.decay_groups(model, 0.1))
+        decaying, others = (
+            {names[id(p)] for p in group["params"]} for group in job.decay_groups(model.parameters(), 0.1)
+        )
         assert decaying == set(
             Trainer(model=model, args=trainer.arguments(work(tmp_path))).get_decay_parameter_names(model)
         )
@@ -234,3 +237,12 @@ def test_every_row_is_trained_once_an_epoch_in_an_order_of_its_own(tmp_path):
     flat = [sorted(token for batch in order for token in batch) for order in orders]
     assert flat[0] == flat[1] == sorted(token for row in each.rows for token in row["input_ids"])
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_would_lose_small_updates_are_refused(tmp_path, dtype):
+    """As loaded for a recipe without a method, which is LoRA, and then trained whole: nothing else would show it."""
+    with pytest.raises(InputError, match=r"embed_tokens\.weight is to be trained and was loaded in 16 bits"):
+        work(tmp_path, llama().to(dtype))
+    work(tmp_path, llama().to(dtype), method="lora")  # its own weights are float32
+    work(tmp_path, llama().to(torch.bfloat16), precision="bf16")

@@ -44,10 +44,7 @@ def assert_same(folder: Path, whole: Path) -> None:
     """Every figure of the curve and every bit of the weights are those of the undisturbed run."""
     assert curve(folder) == curve(whole)
     assert weights(folder) == weights(whole) != {}
-    kept = [
-        {path.name for path in each.iterdir() if not path.name.startswith(".")} for each in (folder, whole)
-    ]
-    assert kept[0] == kept[1]
+    assert names(folder) == names(whole), "something is left behind"
 
 
 def names(folder: Path) -> frozenset[str]:

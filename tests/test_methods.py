@@ -1,20 +1,23 @@
 """The methods: which weights move, and that no others do; from a recipe to a run that predicts."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import test_runs
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, LlamaConfig
 
 from ftdocs import evaluate, models, runs
 from ftdocs.data import prepare
 from ftdocs.errors import InputError
-from ftdocs.methods import features
+from ftdocs.methods import features, ulmfit
 from ftdocs.methods.layers import train_top
 from ftdocs.recipe import Recipe
 from ftdocs.train import train
 
+tiny_llama = test_runs.tiny_llama  # a fixture
 SMALL = {
     "vocab_size": 99,
     "hidden_size": 16,
@@ -102,6 +105,36 @@ def test_a_head_of_more_than_one_layer_is_refused():
         features.linear_head(model)
 
 
+# --- ulmfit ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [BERT, LLAMA], ids=["bert", "llama"])
+def test_every_parameter_is_in_one_group_from_the_head_down(config):
+    model = classifier(config)
+    groups = ulmfit.layer_groups(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [[names[id(parameter)] for parameter in group] for group in groups]
+    assert sorted(name for group in found for name in group) == sorted(names.values())
+    assert any(name.startswith(("classifier", "score")) for name in found[0])
+    for place in (1, 2, 3):  # three blocks, one a group, the last one first
+        assert all(f".{3 - place}." in name or "embed" in name for name in found[place])
+    assert any("embed" in name for name in found[3])
+
+
+def test_the_slanted_rate_rises_for_a_tenth_and_falls_to_its_smallest():
+    rates = [ulmfit.slanted_triangular(step, 100) for step in range(101)]
+    assert rates.index(max(rates)) == 10
+    assert max(rates) == 1.0
+    assert rates[0] == rates[100] == 1 / 32
+    assert all(a < b for a, b in pairwise(rates[:11]))
+    assert all(a > b for a, b in pairwise(rates[10:]))
+
+
+def test_groups_are_set_free_one_by_one_in_the_first_half():
+    counts = [ulmfit.unfrozen(step, 12) for step in range(1, 13)]
+    assert counts == [1, 1, 2, 2, 3, 3, 4, 4, 4, 4, 4, 4]
+
+
 # --- from a recipe to a run -----------------------------------------------------------------------
 
 
@@ -142,6 +175,63 @@ def test_only_what_the_method_names_has_moved_in_the_run(method, reviews, tmp_pa
         assert found.tolist() == [row["label"] for row in test]
         again = train(recipe, tmp_path / "run")
         assert again == result  # a finished run is reused
+
+
+class Stopped(Exception):
+    """What a test stops a run with, between two checkpoints."""
+
+
+@pytest.mark.parametrize("engine", ["loop", "trainer"])
+def test_ulmfit_reads_the_training_texts_first_and_resumes_to_the_same_bits(
+    engine, reviews, tmp_path, tiny_llama
+):
+    recipe = Recipe(
+        model=str(tiny_llama),
+        data={"path": reviews, "validation": 0.2, "test": 0.2},
+        method={"name": "ulmfit"},
+        train={"max_steps": 8, "batch_size": 2, "seq_len": 16, "engine": engine, "schedule": "slanted",
+               "save_every": 1, "eval_every": 1, "learning_rate": 1e-2},
+    )  # fmt: skip
+    whole = train(recipe, tmp_path / "whole").run
+    splits = prepare.load_splits(recipe.data, recipe.train.seed)
+    read = [json.loads(line)["text"] for line in (whole / "language.jsonl").read_text().splitlines()]
+    assert sorted(read) == sorted(row["text"] for row in splits.train)
+
+    def stop(step, metrics):
+        if step == 3:  # with part of the layers set free
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(recipe, tmp_path / "stopped", watch=stop)
+    assert runs.state(tmp_path / "stopped") == "unfinished"
+    stopped = train(recipe, tmp_path / "stopped", resume=True).run
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, stopped)]
+    assert weights[0] == weights[1]
+    rates = [row["learning_rate"] for row in runs.read_metrics(whole) if "learning_rate" in row]
+    assert rates == pytest.approx([1e-2 * ulmfit.slanted_triangular(step, 8) for step in range(8)])
+
+
+def test_lower_layers_move_later_and_less(reviews, tmp_path):
+    def moved(name, **method):
+        recipe = Recipe(
+            model="minilm",
+            data={"path": reviews, "validation": 0, "test": 0.2},
+            method={"name": "ulmfit", "language_epochs": 0, **method},
+            train={"max_steps": 4, "batch_size": 4, "seq_len": 16, "engine": "loop", "schedule": "constant"},
+        )
+        before, _ = models.load(recipe, ["bad", "good"])
+        after, _ = models.load_run(train(recipe, tmp_path / name).run)
+        pairs = zip(ulmfit.layer_groups(before), ulmfit.layer_groups(after), strict=True)
+        return [max((a - b).abs().max().item() for a, b in zip(*pair, strict=True)) for pair in pairs]
+
+    alike, slower = moved("alike", discriminative=1, unfreeze=False), moved("slower", unfreeze=False)
+    assert all(
+        0.7 * alike[0] < change < 1.5 * alike[0] for change in alike
+    )  # AdamW's steps are as large as the rate
+    for place in range(4):
+        assert slower[place] == pytest.approx(alike[place] / 2.6**place, rel=0.3)
+    frozen = moved("frozen", discriminative=1)
+    assert frozen[0] > frozen[1] > frozen[2] > 0
 
 
 def test_features_of_data_without_labels_are_refused(tmp_path):

@@ -1,10 +1,11 @@
-"""Several processes train as one: DDP through Trainer, FSDP2 through the loop, started by their real launchers."""
+"""Several processes train as one: DDP through Trainer, FSDP2 through the loop."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
+from forked import Two, context
 from safetensors.torch import load_file, save_file
 from test_engines import classifier, documents, labelled, llama, same, work
 from test_engines import curve as column
@@ -31,6 +33,7 @@ LAUNCHERS = {
         "--rdzv-endpoint",
         "localhost:0",
     ],
+    "bare accelerate": ["accelerate", "launch"],
     "accelerate": ["accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
 }
 SETTINGS = {"packing": False, "batch_size": 2, "accumulation": 2, "max_steps": 20}
@@ -119,19 +122,19 @@ def test_two_processes_train_as_one_and_take_up_each_others_checkpoints(tmp_path
 
 
 def test_ctrl_c_stops_all_at_one_step_and_one_process_goes_on(job, capsys):  # noqa: F811
-    settings = ["--set=train.engine=loop", "--set=method.name=full", "--set=train.max_steps=150"]
-    settings += ["--set=train.precision=fp32", "--set=train.eval_every=50"]
-    process = launch("torchrun", "-m", "ftdocs.cli", "train", job, *settings, "--output", "out")
+    settings = ["--set=train.engine=loop", "--set=method.name=full", "--set=train.max_steps=80"]
+    settings += ["--set=train.precision=fp32", "--set=train.eval_every=40"]
+    process = Two("train", job, *settings, "--output", "out")
     wait_for_step(Path("out"), 2, process)
     assert run("train", job, *settings, "--output", "out", "--set=train.accumulation=2") == 2
     assert "another process is writing this run" in capsys.readouterr().err
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=600)
+    process.signal(signal.SIGINT)
+    code, _, errors = process.end()
     stopped = checkpoints.last_good(Path("out"))
-    assert process.returncode != 0 and stopped is not None
+    assert code != 0 and stopped is not None
     last = checkpoints.step_of(stopped)
     assert own_lines(errors) == [f"ftdocs: out: stopped after step {last}; add --resume to go on"]
-    assert 2 <= last == runs.read_metrics(Path("out"))[-1]["step"] < 150
+    assert 2 <= last == runs.read_metrics(Path("out"))[-1]["step"] < 80
     assert json.loads((Path("out") / runs.ENVIRONMENT).read_text())["processes"] == 2
 
     # Half as many rows a step would be another training.
@@ -149,16 +152,14 @@ def test_ctrl_c_stops_all_at_one_step_and_one_process_goes_on(job, capsys):  # n
     assert environment["processes"] == 1 and environment["resumed_from"][0]["processes"] == 2
 
 
-@pytest.mark.parametrize(("engine", "launcher"), [("loop", "torchrun"), ("trainer", "accelerate")])
-def test_a_run_of_two_is_a_run_like_any_other(job, capsys, engine, launcher):  # noqa: F811
+@pytest.mark.parametrize("engine", ["loop", "trainer"])
+def test_a_run_of_two_is_a_run_like_any_other(job, capsys, engine):  # noqa: F811
     """Its model is whole, its folder is one process's, and one process may not take it for its own."""
     settings = [f"--set=train.engine={engine}", "--set=train.precision=fp32", "--set=train.max_steps=6"]
     if engine == "loop":
         settings.append("--set=method.name=full")
-    arguments = ("-m", "ftdocs.cli", "train", job, *settings, "--json", "--output", "two")
-    process = launch(launcher, *arguments)
-    out, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
+    code, out, errors = Two("train", job, *settings, "--json", "--output", "two").end()
+    assert code == 0, errors
     assert out.count("\n") == 1 and json.loads(out)["steps"] == 6 and own_lines(errors) == []
     settings.append("--set=train.accumulation=2")
     assert run("train", job, *settings, "--output", "one") == 0
@@ -181,13 +182,11 @@ def test_a_run_of_two_is_a_run_like_any_other(job, capsys, engine, launcher):  #
 
 def test_a_process_that_is_killed_takes_the_others_with_it(job):  # noqa: F811
     settings = ["--set=train.engine=loop", "--set=train.max_steps=2000", "--set=train.save_every=2"]
-    process = launch("torchrun", "-m", "ftdocs.cli", "train", job, *settings, "--output", "out")
+    process = Two("train", job, *settings, "--output", "out")
     wait_for_step(Path("out"), 4, process)
-    workers = psutil.Process(process.pid).children()
-    [victim] = [worker for worker in workers if worker.environ().get("RANK") == "1"]
-    victim.kill()
-    _, errors = process.communicate(timeout=60)  # until nobody can write to standard error any more
-    assert process.returncode != 0
+    os.kill(process.pid(1), signal.SIGKILL)
+    code, _, errors = process.end(60)
+    assert code != 0 and not psutil.pid_exists(process.pid(0))
     assert set(own_lines(errors)) <= {
         "ftdocs: another process of this run has ended, and so does this one; add --resume to go on"
     }
@@ -197,33 +196,50 @@ def test_a_process_that_is_killed_takes_the_others_with_it(job):  # noqa: F811
 def test_what_is_wrong_for_one_is_said_once(job):  # noqa: F811
     """A folder that is held by others is found out by the main process alone; a wrong key by both."""
     with runs.hold(Path("out")):
-        process = launch("torchrun", "-m", "ftdocs.cli", "train", job, "--output", "out")
-        _, errors = process.communicate(timeout=600)
-    assert process.returncode != 0
+        code, _, errors = Two("train", job, "--output", "out").end()
+    assert code != 0
     [line] = own_lines(errors)
     assert "another process is writing this run" in line and "exitcode  : 2" in errors
 
 
-def test_fsdp_through_accelerate_on_a_cpu_is_refused(job, tmp_path):  # noqa: F811
+def test_fsdp_through_accelerate_on_a_cpu_is_refused(job, tmp_path, monkeypatch, capsys):  # noqa: F811
     """With this configuration Accelerate trains on a CPU without a word, and shards nothing."""
     config = tmp_path / "fsdp.yaml"
     config.write_text(CONFIG.read_text().replace("mixed_precision: bf16", "mixed_precision: 'no'"))
-    command = [
-        "accelerate",
-        "launch",
-        "--config_file",
-        config,
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-    ]
-    LAUNCHERS["fsdp"] = list(map(str, command))
-    process = launch("fsdp", "-m", "ftdocs.cli", "train", job, "--output", "out")
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode != 0 and not Path("out").exists()
-    [line] = own_lines(errors)
+    options = ["--config_file", config, "--num_processes", "2", "--main_process_port", "0", "--no_python"]
+    process = launch("bare accelerate", *options, "env")  # what it would tell its processes
+    told, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    for line in told.splitlines():
+        name, _, value = line.partition("=")
+        if name.startswith(("ACCELERATE_", "FSDP_")) or name in ("WORLD_SIZE", "MASTER_ADDR"):
+            monkeypatch.setenv(name, value)
+    assert os.environ["WORLD_SIZE"] == "2"
+    assert run("train", job, "--output", "out") == 2 and not Path("out").exists()
+    [line] = own_lines(capsys.readouterr().err)
     assert "train.engine: loop" in line
+
+
+def test_a_process_that_waits_in_vain_is_told_apart_from_a_fault(tmp_path, monkeypatch):
+    """By what gloo really says, when the other process is there and does not come."""
+    waited = context.Process(target=wait_in_vain, args=(1, tmp_path))
+    waited.start()
+    said = wait_in_vain(0, tmp_path)
+    waited.join()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert processes.lost(said) and not processes.lost(RuntimeError("size mismatch"))
+
+
+def wait_in_vain(rank: int, folder: Path) -> Exception:
+    """What is raised when the first of two processes asks for a sum and the second one has something else to do."""
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    group = torch.distributed.ProcessGroupGloo(store, rank, 2, timedelta(seconds=2))
+    if rank == 0:
+        with pytest.raises(RuntimeError) as raised:
+            group.allreduce(torch.ones(1)).wait()
+        store.set("done", "")
+        return raised.value
+    store.wait(["done"], timedelta(seconds=60))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the words are those for a machine without GPU")

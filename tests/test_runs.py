@@ -6,9 +6,6 @@ import logging
 import math
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -16,10 +13,11 @@ import pandas
 import pytest
 import torch
 import transformers
+from forked import Command, Two
 from peft import PeftModel
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ftdocs import assets, checkpoints, progress, runs
+from ftdocs import assets, checkpoints, files, progress, runs
 from ftdocs import train as training
 from ftdocs.cli import main
 from ftdocs.errors import InputError
@@ -296,25 +294,16 @@ def test_a_smoke_run_in_the_way_is_called_one_and_the_differing_keys_are_named(j
     )
 
 
-def command(*arguments: str) -> subprocess.Popen:
-    """The command line in a process of its own, which can be killed."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "ftdocs.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(folder: Path, step: int, process: Command | Two) -> None:
     """Wait until a run has logged ``step``."""
-    for _ in range(6000):  # five minutes: other things may run on this machine
-        if (folder / runs.METRICS).is_file() and any(r["step"] >= step for r in runs.read_metrics(folder)):
-            return
-        if process.poll() is not None:
-            pytest.fail(f"the run ended early: {process.stderr.read()}")
-        time.sleep(0.05)
-    pytest.fail(f"step {step} was not reached")
+
+    def reached() -> bool:
+        return (folder / runs.METRICS).is_file() and any(
+            row["step"] >= step for row in runs.read_metrics(folder)
+        )
+
+    if not process.until(reached, pause=0.02):
+        pytest.fail(f"the run ended early: {process.end()}")
 
 
 def curve(folder: Path) -> list[tuple]:
@@ -328,11 +317,11 @@ def curve(folder: Path) -> list[tuple]:
 @pytest.mark.parametrize("engine", ["trainer", "loop"])
 def test_ctrl_c_saves_and_says_how_to_go_on(job, engine):
     settings = [f"--set=train.engine={engine}", "--set=train.max_steps=200", "--set=train.save_every=100"]
-    process = command("train", job, *settings, "--output", "out")
+    process = Command("train", job, *settings, "--output", "out")
     wait_for_step(Path("out"), 2, process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 1 and "--resume" in errors.splitlines()[-1] and "Traceback" not in errors
+    process.signal(signal.SIGINT)
+    code, said = process.end()
+    assert code == 1 and "--resume" in said.splitlines()[-1] and "Traceback" not in said
     saved = checkpoints.last_good(Path("out"))
     assert saved is not None and int(saved.name.split("-")[1]) >= 2
 
@@ -353,9 +342,8 @@ def test_without_save_every_a_checkpoint_is_written_by_the_clock(job, monkeypatc
 
 def test_two_processes_cannot_write_one_run(job):
     with runs.hold(Path("out")):
-        process = command("train", job, "--output", "out")
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2 and "another process" in errors
+        code, said = Command("train", job, "--output", "out").end()
+    assert code == 2 and "another process" in said
 
 
 @pytest.mark.parametrize("engine", ["trainer", "loop"])
@@ -440,10 +428,10 @@ def test_another_base_model_is_noticed(job, tiny_llama, capsys):
 
 
 def test_the_words_about_an_unfinished_run_can_be_pasted(job, capsys):
-    process = command("train", job, "--set", "train.max_steps=20", "--output", "out")
+    process = Command("train", job, "--set", "train.max_steps=20", "--output", "out")
     wait_for_step(Path("out"), 5, process)
-    process.kill()
-    process.communicate()
+    process.signal(signal.SIGKILL)
+    assert process.end()[0] == -signal.SIGKILL
     assert run("evaluate", "out") == 2
     words = capsys.readouterr().err.split("`")[1].split()
     assert words[0] == "ftdocs" and run(*words[1:]) == 0
@@ -550,6 +538,26 @@ def test_a_run_goes_on_under_a_newer_version_that_knows_more_keys(job, tmp_path)
     other = Recipe.load(job, ["train.learning_rate=0.5"])
     with pytest.raises(InputError, match=r"train\.learning_rate: .* 0\.5 now"):
         runs.check_same(folder, other, runs.fingerprint(other, other.data.path), resume=True)
+
+
+def test_what_a_killed_write_left_is_removed(job, monkeypatch):
+    def killed(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # what tidies up does not run either
+        with pytest.raises(SystemExit):
+            files.write_atomic(Path("out") / runs.METRICS, "half")
+    [left] = Path("out").iterdir()
+    assert left.name.startswith(f".{runs.METRICS}.")
+    assert run("train", job, "--output", "out") == 0
+    assert not left.exists() and (Path("out") / runs.RESULT).exists()
+
+
+def test_a_checkpoint_of_one_process_is_written_without_a_warning(job, recwarn):
+    train(Recipe.load(job, ["train.engine=loop", "train.save_every=1"]), Path("out"))
+    assert not [str(each.message) for each in recwarn if "single process" in str(each.message)]
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path):

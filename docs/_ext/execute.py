@@ -346,10 +346,9 @@ def _cell(client: NotebookClient, fence: Fence, index: int, sandbox: Sandbox) ->
     except DeadKernelError:
         raise CheckFailed("the kernel died; out of memory?") from None
     for output in cell.outputs:
-        if output.output_type == "error":  # meant; its frames are in files of this machine
-            output.traceback = [
-                re.sub(r"/\S*/(?=site-packages/|ftdocs/)", "", line) for line in output.traceback
-            ]
+        if output.output_type == "error":  # meant; its frames and words name files of this machine
+            output.evalue = _within_package(output.evalue)
+            output.traceback = [_within_package(line) for line in output.traceback]
     sandbox.output = printed(cell)
     wanted = fence.marks.get("raises")
     if wanted is None:
@@ -360,6 +359,11 @@ def _cell(client: NotebookClient, fence: Fence, index: int, sandbox: Sandbox) ->
             f"was to raise `{wanted}`, but {'raised ' + errors[0] if errors else 'raised nothing'}"
         )
     return Outcome("executed", f"raises {wanted}, as meant")
+
+
+def _within_package(text: str) -> str:
+    """The text with paths of files that begin at their package."""
+    return re.sub(r"/\S*/(?=site-packages/|ftdocs/)", "", text)
 
 
 def printed(cell: NotebookNode) -> str:

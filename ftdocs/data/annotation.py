@@ -91,9 +91,10 @@ def read_tasks(
         where = f"{path}, row {row['row']}"
         kind = export_of(row)
         if kind is None:
+            fields = ", ".join(name for name in row if name != "row")
             raise InputError(
-                f"{where}: not a task of an annotation export (fields: {', '.join(row.keys() - {'row'})}); "
-                f"known are Label Studio's JSON, JSON_MIN and CSV, and Labelbox's NDJSON and JSON"
+                f"{where}: not a task of an annotation export (fields: {fields}); known are Label Studio's JSON, "
+                f"JSON_MIN and CSV, and Labelbox's NDJSON and JSON"
             )
         key, content, answers = PARSERS[kind](row, where, text, question)
         task = tasks.setdefault(row["row"] if key is None else key, Task(row["row"], content))
@@ -124,7 +125,7 @@ def checked_label(chosen: list[str], labels: Sequence[str] | None, where: str) -
     """The one label that was chosen; :class:`InputError` where there are two, or it is none of ``labels``."""
     if len(chosen) > 1:
         raise InputError(
-            f"{where}: {len(chosen)} labels at once ({', '.join(map(str, chosen))}); a classifier learns one label a text: "
+            f"{where}: {len(chosen)} labels at once ({', '.join(map(str, chosen))}); a classifier learns one a text: "
             f"make it a single choice, or delete all but one"
         )
     label = str(chosen[0])
@@ -157,7 +158,7 @@ def label_studio(
 def label_studio_min(
     row: Row, where: str, text: str | None, question: str | None
 ) -> tuple[Any, str, list[Answer]]:
-    """An annotation of Label Studio's JSON_MIN or CSV export, which has one row an annotation and one column a question."""
+    """An annotation of Label Studio's JSON_MIN or CSV export: a row each, with one column for each question."""
     where = f"{where} (task {row.get('id', '?')})"
     content = text_of(
         {name: value for name, value in row.items() if name not in (*ABOUT, question)}, text or "text", where
@@ -271,7 +272,7 @@ def labelled(tasks: Iterable[Task], where: str) -> tuple[list[Row], dict[str, An
             rows.append({"row": task.row, "text": task.text, "label": votes[0][0]})
     if not rows:
         raise InputError(
-            f"{where}: none of the {report['tasks']} tasks has a label ({len(report['unannotated'])} without an annotation, "
+            f"{where}: none of the {report['tasks']} tasks has a label ({len(report['unannotated'])} not annotated, "
             f"{len(report['tied'])} with as many votes for as against); annotate some and export again"
         )
     return rows, report
@@ -290,8 +291,8 @@ def kappa(
 
     kappa = (p - e) / (1 - e), where p is the share of tasks on which they agree and e the share on which they would if
     each gave labels at random, as often as now (Cohen 1960, "A coefficient of agreement for nominal scales"). 1 is full
-    agreement, 0 what chance gives. The interval is that of the kappas of ``resamples`` sets of as many tasks, drawn with
-    replacement (Efron 1979); it is not a number where both give one and the same label throughout.
+    agreement, 0 what chance gives. The interval is that of the kappas of ``resamples`` sets of as many tasks, drawn
+    with replacement (Efron 1979, "Bootstrap methods"); it is not a number where both give the same label throughout.
 
     Raises:
         ValueError: there are no labels, or not as many of one as of the other.

@@ -249,6 +249,17 @@ def test_a_region_may_leave_out_what_refuses_and_says_what_it_left_out(book: Pat
     )
 
 
+def test_a_failed_import_that_is_meant_names_no_folder_of_this_machine(book: Path):
+    page = book / "docs" / "gone.md"
+    fence = "<!-- fence: raises ImportError: cannot import name 'triple' -->\n"
+    cell = "```{code-cell} python\n:tags: [raises-exception]\nfrom ftdocs.first import triple\n```\n"
+    page.write_text(f"{NOTEBOOK}# Gone\n\n{fence}{cell}")
+    done = build(book, str(page))
+    assert done.returncode == 0, done.stderr
+    shown = (book / "docs/_build/pages/docs-gone.ipynb").read_text()
+    assert "(ftdocs/first.py)" in shown and str(book) not in shown
+
+
 def test_a_book_that_is_not_as_committed_says_so(book: Path):
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
