@@ -1,10 +1,10 @@
 """Which cure for overfitting helps a small encoder that sees few rows often, and by how much?
 
-Held fixed: MiniLM with every weight trained, `recipes/pitfalls.yaml`, its split (every case has the same test rows), the
-rate, 64 training rows and 20 passes over them at most. Ways: no cure (the model's own dropout switched off); early
-stopping; more dropout; weight decay, usual and strong; all three; and ten times as many rows, seen a tenth as often. The
-seed chooses the training rows, the first weights of the head, the order of the rows and dropout. Columns: accuracy and
-mean loss on the test rows, and passes over the training rows.
+Held fixed: MiniLM with every weight trained, `recipes/pitfalls.yaml`, its split (every case has the same test rows),
+the rate, 64 training rows and 20 passes over them at most. Ways: no cure (the model's own dropout switched off); early
+stopping; more dropout; weight decay, usual and strong; all three; and ten times as many rows, seen a tenth as often.
+The seed chooses the training rows, the first weights of the head, the order of the rows and dropout. Columns: accuracy
+and mean loss on the test rows, and passes over the training rows.
 """
 
 from pathlib import Path

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
-from ftdocs.data.folds import stratified_folds
+from ftdocs.data.folds import cross_validated_loss, stratified_folds
 from ftdocs.errors import InputError
 
 LABELS = ["dull"] * 60 + ["fine"] * 30 + ["rare"] * 10

@@ -29,7 +29,9 @@ def stratified_folds(
         raise InputError(f"k is {k}; cross-validation needs at least 2 folds")
     if groups is not None and len(groups) != len(labels):
         raise InputError(f"{len(groups)} groups for {len(labels)} labels: give one a row")
-    there = labels if groups is None else [label for label, _ in {*zip(labels, groups, strict=True)}]
+    there = (
+        labels if groups is None else [label for label, _ in dict.fromkeys(zip(labels, groups, strict=True))]
+    )
     counts = Counter(there)
     if len(counts) < 2:
         raise InputError(f"the labels hold {len(counts)} class; a classifier needs two or more")
