@@ -17,6 +17,7 @@ from transformers import (
 
 from ftdocs import assets, attention, hardware, processes
 from ftdocs.errors import InputError
+from ftdocs.methods.lora import old_name_allowed
 from ftdocs.recipe import Recipe
 
 
@@ -88,9 +89,9 @@ def load_run(folder: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
         recipe = recipe.model_copy(update={"model": str(folder / "model")})
         return load(recipe, saved_labels(folder))
     base, _ = load(recipe, saved_labels(folder))
-    return PeftModel.from_pretrained(base, folder / "adapter"), AutoTokenizer.from_pretrained(
-        folder / "adapter"
-    )
+    with old_name_allowed():
+        tuned = PeftModel.from_pretrained(base, folder / "adapter")
+    return tuned, AutoTokenizer.from_pretrained(folder / "adapter")
 
 
 def saved_labels(folder: Path) -> list[str] | None:

@@ -1,6 +1,8 @@
 """LoRA: the pretrained weights stay, and each chosen linear layer learns a low-rank update."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -38,8 +40,7 @@ def add_lora(
         lora_dropout=dropout,
     )
     try:
-        with warnings.catch_warnings():  # PEFT still asks by a name that transformers is about to drop
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        with old_name_allowed():
             adapted = get_peft_model(model, config)
     except ValueError as error:
         if "arget modules" not in str(error):
@@ -54,3 +55,11 @@ def add_lora(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+@contextmanager
+def old_name_allowed() -> Iterator[None]:
+    """Inside the block PEFT may ask a model by a name that Transformers is about to drop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
