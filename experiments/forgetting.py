@@ -24,8 +24,8 @@ from ftdocs.train import choose_weights
 RECIPE = Path(__file__).parents[1] / "recipes/forgetting.yaml"
 SEEDS = [0, 1, 2]
 WAYS = {  # settings, and the share of replayed tokens
-    "full, high rate": (["method.name=full", "train.learning_rate=5.0e-4"], 0.0),
-    "full, high rate, replay": (["method.name=full", "train.learning_rate=5.0e-4"], 0.2),
+    "full, high rate": (["method.name=full", "train.learning_rate=1.0e-3"], 0.0),
+    "full, high rate, replay": (["method.name=full", "train.learning_rate=1.0e-3"], 0.2),
     "full, low rate": (["method.name=full", "train.learning_rate=5.0e-5"], 0.0),
     "LoRA": (["method.name=lora", "train.learning_rate=1.0e-3"], 0.0),
 }

@@ -8,6 +8,7 @@ and mean loss on the test rows, and passes over the training rows.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ftdocs.recipe import Recipe
 RECIPE = Path(__file__).parents[1] / "recipes/pitfalls.yaml"
 SEEDS = [0, 1, 2, 3, 4]
 ROWS, EPOCHS = 64, 20
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "none": {},
     "early stopping": {"patience": 3},
     "dropout 0.1": {"dropout": 0.1},

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -53,7 +54,7 @@ def general_losses(
     return np.array(losses)
 
 
-def general_perplexity(model: nn.Module, tokenizer: PreTrainedTokenizerBase, **kwargs: object) -> float:
+def general_perplexity(model: nn.Module, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> float:
     """The perplexity over all tokens of :func:`general_losses`, which takes the same arguments.
 
     After fine-tuning a rise says how much of its general ability a model has forgotten. It says nothing about
