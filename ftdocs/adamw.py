@@ -17,7 +17,7 @@ class CompensatedAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
         """One step, weight by weight, so that no second copy of all is there; ``closure`` is torch's."""
-        groups = self.param_groups
+        groups: list[dict[str, Any]] = self.param_groups
         found = None if closure is None else torch.enable_grad()(closure)()
         try:
             for group in groups:
