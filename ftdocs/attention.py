@@ -71,15 +71,15 @@ def plain_attention(
     Shapes as in :func:`attend_within_documents`, but (1, heads, T, head_dim) is returned. The weights, heads × T × T
     numbers, are kept for the gradient: too many for long documents.
     """
-    heads, length = query.shape[1:3]
-    # flatten and reshape, not [0], whose gradient would be a tensor of zeros filled for each document
-    key, value = key.flatten(0, 1), value.flatten(0, 1)  # (key-value heads, T, head_dim)
-    groups = heads // len(key)  # heads that share a key lie below each other, so that keys need no copies
-    later = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1).repeat(groups, 1)
-    query = query.reshape(len(key), groups * length, -1)
+    length = query.shape[2]
+    groups = query.shape[1] // key.shape[1]
+    # flatten, not [0], whose gradient would be a tensor of zeros filled for each document
+    query, key, value = (each.flatten(0, 1) for each in (query, key, value))
+    key, value = (each.repeat_interleave(groups, 0) for each in (key, value))
+    later = torch.full((length, length), -torch.inf, dtype=query.dtype).triu(1)
     scores = torch.baddbmm(later, query, key.transpose(1, 2), alpha=scaling or query.shape[-1] ** -0.5)
     weights = functional.dropout(scores.softmax(-1), dropout)
-    return torch.bmm(weights, value).reshape(1, heads, length, -1)
+    return torch.bmm(weights, value)[None]
 
 
 def use(model: PreTrainedModel) -> None:
