@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.func import functional_call
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -160,13 +159,12 @@ def padded_trainer(dtype: str) -> Callable:
     return train
 
 
-def plain_loop(by_document: bool = False, chunked: bool = False, working: bool = False) -> Callable:
+def plain_loop(by_document: bool = False, chunked: bool = False) -> Callable:
     """A loop of a few lines over packed rows, bfloat16 by autocast: the loop's next rungs can be switched on.
 
     Args:
         by_document: attention document by document; else over whole rows, with a mask that keeps documents apart.
         chunked: the loss in chunks; else from the logits of all positions.
-        working: weights copied to bfloat16 once a step; else by autocast, where they are used.
     """
 
     def train(encoded: Any, tokenizer: Any) -> tuple[float, float, Any]:
@@ -185,9 +183,8 @@ def plain_loop(by_document: bool = False, chunked: bool = False, working: bool =
         with loss.chunked(model) if chunked else nullcontext():
             for step in range(1, 1 + total):
                 batch = collate([rows[order.pop()] for _ in range(4)])
-                weights = models.working_weights(model) if working else {}
                 with models.autocast(model.device):
-                    found = functional_call(model, weights, kwargs=batch).loss
+                    found = model(**batch).loss
                 found.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
@@ -295,7 +292,6 @@ WAYS: dict[str, Callable] = {
     "packed": plain_loop(),
     "attention by document": plain_loop(by_document=True),
     "loss in chunks": plain_loop(by_document=True, chunked=True),
-    "working weights": plain_loop(by_document=True, chunked=True, working=True),
     **{way: ours(way) for way in OURS},
     "TRL, defaults": trl(),
     "TRL, packed, no checkpointing": trl(

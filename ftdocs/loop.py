@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch.func import functional_call
+import torch
 from torch.nn.utils import clip_grad_norm_
 
 from ftdocs import checkpoints, job, loss, models, processes, runs
-from ftdocs.adamw import adamw
 from ftdocs.data.pack import to
 from ftdocs.job import Job
 
@@ -25,7 +24,7 @@ def run(work: Job) -> int:
         processes.shard(model)  # where there are several
 
         # AdamW keeps two averages for each weight; the schedule raises the learning rate, then lets it fall to 0.
-        optimizer = adamw(model)(job.parameter_groups(work), lr=work.learning_rate, fused=True)
+        optimizer = torch.optim.AdamW(job.parameter_groups(work), lr=work.learning_rate, fused=True)
         schedule = job.schedule(work, optimizer)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if work.resumed_from:
@@ -40,10 +39,9 @@ def run(work: Job) -> int:
             work.begin_step(step)
             # Every labelled token of the step counts the same, whichever micro-batch and process it is in.
             [labels] = processes.total(sum(count for _, count in micro_batches))
-            weights = models.working_weights(model, asked.precision)
             for batch, count in micro_batches:
                 with models.autocast(device, asked.precision):
-                    share = functional_call(model, weights, kwargs=to(batch, device)).loss * (count / labels)
+                    share = model(**to(batch, device)).loss * (count / labels)
                 share.backward()
                 progress.step_loss += share.item()
             norm = processes.whole(clip_grad_norm_(trained, asked.max_grad_norm))

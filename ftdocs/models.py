@@ -2,7 +2,6 @@
 
 import json
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ftdocs import assets, attention, hardware, processes
+from ftdocs import assets, attention, hardware
 from ftdocs.errors import InputError
 from ftdocs.methods.lora import old_name_allowed
 from ftdocs.recipe import Recipe
@@ -107,8 +106,8 @@ def weights_dtype(recipe: Recipe) -> torch.dtype:
     """The dtype of the loaded weights.
 
     Weights that are trained stay in float32 unless ``precision: bf16`` is asked for: at usual learning rates
-    many of AdamW's updates are smaller than half a bfloat16 step, and must be kept elsewhere (``ftdocs.adamw``).
-    Frozen weights (LoRA's base) are kept in the dtype that the device computes in.
+    many of AdamW's updates are smaller than half a bfloat16 step and would be rounded away. Frozen weights
+    (LoRA's base) are kept in the dtype that the device computes in.
     """
     asked = recipe.train.precision
     if asked == "fp32":
@@ -135,38 +134,6 @@ def autocast(device: torch.device, precision: str = "auto") -> AbstractContextMa
     """Compute in the dtype that training with this ``train.precision`` computes in."""
     dtype = computes_in(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def working_weights(model: torch.nn.Module, precision: str = "auto") -> dict[str, torch.Tensor]:
-    """Copies of a model's weights in the dtype of its matrix products, by name, for ``torch.func.functional_call``.
-
-    Autocast would copy the weights in every micro-batch, and each layer's input for each product that it goes into.
-    With copies made once a step all that lies between the products is bfloat16 too. Optimiser and checkpoint know
-    only the weights themselves, at which the gradients arrive, added up over micro-batches in their dtype, float32.
-
-    Only weights of another dtype are copied: none in float32, or where ``precision: bf16`` was asked for. FSDP's
-    shards are left to autocast.
-    """
-    dtype = computes_in(precision)
-    if dtype == torch.float32 or processes.is_sharded(model):
-        return {}
-    copies = {}
-    for name, weight in model.named_parameters():
-        if weight.is_floating_point() and weight.dtype != dtype:
-            copies[name] = weight.detach().to(dtype)
-            if weight.requires_grad:
-                copies[name].requires_grad_().register_post_accumulate_grad_hook(partial(hand_over, weight))
-    return copies
-
-
-def hand_over(weight: torch.Tensor, copy: torch.Tensor) -> None:
-    """Add the gradient that has arrived at a working copy to that of its weight, and free it."""
-    assert copy.grad is not None
-    if weight.grad is None:
-        weight.grad = copy.grad.to(weight.dtype)
-    else:
-        weight.grad += copy.grad
-    copy.grad = None
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -11,7 +11,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import TensorBoardCallback
 
 from ftdocs import checkpoints, hardware, job, loss, models, processes, runs
-from ftdocs.adamw import adamw
 from ftdocs.errors import InputError
 from ftdocs.job import Job
 
@@ -36,7 +35,6 @@ def run(work: Job) -> int:
         data_collator=lambda rows: {**work.collate(rows), "origin": work.origin(rows)},
         callbacks=[Record(work), *own_loggers(work), checkpoints.Seal()],
         compute_loss_func=classification_loss if work.kind == "label" else None,
-        optimizer_cls_and_kwargs=(adamw(work.model), {"lr": work.learning_rate, "fused": True}),
     )
     trainer.work = work
     check_accelerate(trainer)
@@ -182,7 +180,7 @@ class CountingTrainer(Trainer):
         """Trainer's own, unless the method gives layers rates of their own."""
         if self.work.recipe.method.name == "ulmfit" and self.optimizer is None:
             groups = job.parameter_groups(self.work)
-            self.optimizer = adamw(self.work.model)(groups, lr=self.work.learning_rate, fused=True)
+            self.optimizer = torch.optim.AdamW(groups, lr=self.work.learning_rate, fused=True)
         return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
