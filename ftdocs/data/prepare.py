@@ -118,7 +118,7 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
         counts = Counter(row["label"] for row in kept)
         report["labels"] = {name: counts[name] for name in labels}
         found = contradictions(kept)
-        report |= {"contradictions": len(found), "contradicting_rows": found[:SHOWN]}
+        report |= {"contradictions": len(found)} | ({"contradicting_rows": found[:SHOWN]} if found else {})
     return Splits(path, format, train, validation, test, labels, report)
 
 
