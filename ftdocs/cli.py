@@ -30,8 +30,8 @@ class Parser(argparse.ArgumentParser):
             choices = message.split("(choose from ")[1].rstrip(")").replace("'", "").split(", ")
             near = difflib.get_close_matches(given, choices, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
-            if len(choices) == 1 and Path(given).suffix:  # ftdocs data x.csv
-                hint = f"did you mean `{self.prog} {choices[0]} {given}`?"
+            if "inspect" in choices and Path(given).suffix:  # ftdocs data x.csv
+                hint = f"did you mean `{self.prog} inspect {given}`?"
             message = f"{given}: no such command; {hint}"
         raise InputError(f"{message}; see {self.prog} --help")
 

@@ -67,6 +67,13 @@ def memory_kept() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def give_back() -> None:
+    """Let the process give freed memory back to the system, as far as its allocator can (Linux with glibc)."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def profile() -> Profile:
     """The size of runs: ``$FTDOCS_PROFILE`` if set, else gpu with a CUDA device, else cpu.
 

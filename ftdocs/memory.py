@@ -158,6 +158,7 @@ def measured_peak(work: Callable[[], object], every: float = 0.002) -> int:
     in_use = (
         torch.mps.driver_allocated_memory if kind == "mps" else lambda: psutil.Process().memory_info().rss
     )
+    hardware.give_back()  # or the work fills blocks that were freed before, and nothing seems to be taken
     before = most = in_use()
     done = threading.Event()
 
