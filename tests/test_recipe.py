@@ -154,7 +154,7 @@ def test_yaml_merge_keys_may_be_overridden(write):
             "method: {learning_rate: 1.0e-3}",
             "method.learning_rate: unknown key; did you mean train.learning_rate?",
         ),
-        ("colour: red", "colour: unknown key; valid keys: model, data, method, train, profiles"),
+        ("colour: red", "colour: unknown key; valid keys: model, data, method, train, search, profiles"),
         (
             "profiles: {gpu: {trian: {seed: 1}}}",
             "r.yaml: profiles.gpu.trian: unknown key; did you mean train?",
@@ -200,11 +200,14 @@ def test_an_unknown_key_of_data(write):
         ("train: {report_to: [wandb, 2]}", "train.report_to, item 2: must be"),
         (
             "train: {schedule: linaer}",
-            "must be 'linear', 'cosine' or 'constant', got 'linaer'; did you mean linear?",
+            "must be 'linear', 'cosine', 'constant' or 'slanted', got 'linaer'; did you mean linear?",
         ),
         ("train: 3", "train: must hold keys, written below it and indented, got 3"),
         ("train:", "train: must hold keys, written below it and indented, got null"),
-        ("method: {name: lroa}", "method.name: must be 'full' or 'lora', got 'lroa'; did you mean lora?"),
+        (
+            "method: {name: lroa}",
+            "method.name: must be 'full', 'lora', 'features', 'layers' or 'ulmfit', got 'lroa'; did you mean lora?",
+        ),
         ("method: {targets: 3}", "method.targets: must be text, got 3"),
         ("method: {targets: [q_proj, 3]}", "method.targets, item 2: must be text, got 3"),
         ("method: {dropout: 1}", "method.dropout: must be less than 1, got 1"),
