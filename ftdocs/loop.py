@@ -47,7 +47,7 @@ def run(work: Job) -> int:
             norm = processes.whole(clip_grad_norm_(trained, asked.max_grad_norm))
             progress.grad_norm = norm.item()
             progress.step_done(step)  # which stops here when the loss or the gradient is no number
-            rate = schedule.get_last_lr()[0]
+            rate = float(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
