@@ -64,7 +64,7 @@ def memory_kept() -> Iterator[None]:
     finally:
         for option in (trim, threshold):
             libc.mallopt(option, 128 * 1024)  # glibc's own
-        libc.malloc_trim(0)
+        give_back()
 
 
 def give_back() -> None:

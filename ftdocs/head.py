@@ -2,20 +2,13 @@
 
 from sklearn.metrics import log_loss
 
-from ftdocs import evaluate, models, processes
-from ftdocs.errors import InputError
+from ftdocs import evaluate, models
 from ftdocs.job import Job
 from ftdocs.methods.features import fill_head, headless, linear_head, logistic_regression
 
 
 def run(work: Job) -> int:
-    """Fit the head of the job's classifier, whose other weights stay as they are; 1, as if it were one step.
-
-    Raises:
-        InputError: several processes were started.
-    """
-    if processes.count() > 1:
-        raise InputError("method.name: features trains with one process; start `ftdocs train` itself")
+    """Fit the head of the job's classifier, whose other weights stay as they are; 1, as if it were one step."""
     model, progress = work.model, work.progress
     if work.held_out:
         work.validate(0)

@@ -91,6 +91,10 @@ def fit(
     for logger in recipe.train.report_to:
         if importlib.util.find_spec(logger) is None:
             raise InputError(f"train.report_to: {logger} is not installed; python -m pip install {logger}")
+    if recipe.method.name in ("features", "ulmfit") and processes.count() > 1:
+        raise InputError(
+            f"method.name: {recipe.method.name} trains with one process; start `ftdocs train` itself"
+        )
     with processes.together():
         splits = prepare.load_splits(recipe.data, recipe.train.seed)
         is_label = splits.format == "label"
@@ -98,6 +102,9 @@ def fit(
             raise InputError(
                 "method.name: features fits a classifier, and this data has no labels; use layers"
             )
+        reads_first = recipe.method.name == "ulmfit" and is_label and recipe.method.language_epochs > 0
+        if reads_first:
+            models.load(recipe)  # refused here, before anything is written, where it is no language model
         model, tokenizer = models.load(recipe, splits.labels)
         length = recipe.train.seq_len
         prepare.check_length(model.config, length)
@@ -114,10 +121,6 @@ def fit(
         torch.manual_seed(recipe.train.seed)
         trainable = choose_weights(model, recipe.method)
 
-    if recipe.method.name == "ulmfit" and recipe.method.unfreeze and processes.count() > 1:
-        raise InputError(
-            "method.unfreeze changes which layers are trained, which several processes cannot follow; set it to false"
-        )
     # From here on the folder is a run: all that can be wrong with the input has been found.
     majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
     saved = {
@@ -127,7 +130,7 @@ def fit(
         "majority": majority,
     }
     last = processes.from_main(lambda: begin(recipe, folder, prints, resume, saved))
-    if recipe.method.name == "ulmfit" and is_label and recipe.method.language_epochs:
+    if reads_first:
         language = train_language_model(recipe, folder / "language", splits.train, progress)
         trainable, _ = models.load(
             recipe.model_copy(update={"model": str(language / "model")}), splits.labels
@@ -186,12 +189,10 @@ def train_language_model(
     """
     texts = folder.with_suffix(".jsonl")
     content = "".join(json.dumps({"text": row["text"]}, ensure_ascii=False) + "\n" for row in rows)
-    processes.from_main(lambda: files.write_atomic(texts, content))
+    files.write_atomic(texts, content)
     method = recipe.method.model_copy(update={"unfreeze": False})
-    epochs = {
-        "epochs": method.language_epochs,
-        "learning_rate": None,
-    }  # the recipe's rate is the classifier's
+    # The recipe's own rate is the classifier's.
+    epochs = {"epochs": method.language_epochs, "learning_rate": None}
     language = recipe.model_copy(
         update={
             "data": Data(path=texts, format="text", validation=0, test=0),

@@ -15,7 +15,7 @@ from ftdocs.errors import InputError
 from ftdocs.methods import features, ulmfit
 from ftdocs.methods.layers import train_top
 from ftdocs.recipe import Recipe
-from ftdocs.train import train
+from ftdocs.train import fit, train
 
 tiny_llama = test_runs.tiny_llama  # a fixture
 SMALL = {
@@ -240,4 +240,27 @@ def test_features_of_data_without_labels_are_refused(tmp_path):
     recipe = Recipe(model="minilm", data={"path": path}, method={"name": "features"})
     with pytest.raises(InputError, match="no labels"):
         train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_reading_first_with_an_encoder_is_refused_before_anything_is_written(reviews, tmp_path):
+    recipe = Recipe(model="minilm", data={"path": reviews}, method={"name": "ulmfit"})
+    with pytest.raises(InputError, match="cannot generate text"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["features", "ulmfit"])
+def test_what_trains_with_one_process_says_so_before_anything_is_written(
+    method, reviews, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ftdocs.processes.count", lambda: 2)
+    with pytest.raises(InputError, match=rf"method\.name: {method} trains with one process"):
+        fit(
+            Recipe(model="minilm", data={"path": reviews}, method={"name": method}),
+            tmp_path / "run",
+            {},
+            False,
+            False,
+        )
     assert not (tmp_path / "run").exists()
