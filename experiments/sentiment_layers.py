@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ftdocs import assets, evaluate, models, runs
+from ftdocs import assets, evaluate, memory, models, runs
 from ftdocs.data import prepare
 from ftdocs.data.duplicates import near_duplicates
 from ftdocs.recipe import Recipe
@@ -62,7 +62,7 @@ def measure(case: dict) -> dict:
             update={"path": folder / "train.jsonl", "limit": None, "validation": 0, "test": 0}
         )
         result = train(asked.model_copy(update={"data": own}), folder / "run")
-        peak = largest_memory()
+        peak = memory.process_peak()
         model, tokenizer = models.load_run(result.run)
         rows = prepare.encode(splits.test, "label", tokenizer, asked.train.seq_len, splits.labels)
         logits = evaluate.predict(model, rows, models.pad_token_id(tokenizer))
@@ -75,12 +75,6 @@ def measure(case: dict) -> dict:
             "train_seconds": result.train_seconds,
             "peak_bytes": peak,
         }
-
-
-def largest_memory() -> int:
-    """The most memory that this process had at once, in bytes; Linux keeps count."""
-    kept = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in kept.splitlines() if line.startswith("VmHWM"))
 
 
 def write_sentences(path: Path) -> None:

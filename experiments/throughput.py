@@ -28,7 +28,7 @@ from transformers import (
     get_scheduler,
 )
 
-from ftdocs import assets, evaluate, hardware, loop, loss, models, runs, trainer
+from ftdocs import assets, evaluate, hardware, loop, loss, memory, models, runs, trainer
 from ftdocs.data import pack, prepare
 from ftdocs.job import Job
 from ftdocs.methods.full import train_all
@@ -66,7 +66,7 @@ def measure(way: str) -> dict:
     """One way, in this process."""
     train, test, tokenizer = documents()
     tokens, seconds, model = WAYS[way](train, tokenizer)
-    peak_bytes = largest_memory()
+    peak_bytes = memory.process_peak()
     peak = hardware.matmul_gflops(torch.bfloat16, repeats=50)
     weights = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     flops = sum(count * (6 if trained else 4) for count, trained in weights)  # a token
@@ -77,12 +77,6 @@ def measure(way: str) -> dict:
         "peak_bytes": peak_bytes,
         "held_out_loss": evaluate.held_out_loss(model, test, models.pad_token_id(tokenizer)),
     }
-
-
-def largest_memory() -> int:
-    """The most memory that this process had at once, in bytes; Linux keeps count."""
-    kept = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in kept.splitlines() if line.startswith("VmHWM"))
 
 
 def documents() -> tuple[Any, Any, Any]:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -176,3 +177,9 @@ def measured_peak(work: Callable[[], object], every: float = 0.002) -> int:
         done.set()
         watcher.join()
     return max(most, in_use()) - before
+
+
+def process_peak() -> int:
+    """The most memory that this process ever had at once, in bytes: what Linux keeps count of (``VmHWM``)."""
+    kept = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) * 1024 for line in kept.splitlines() if line.startswith("VmHWM"))
