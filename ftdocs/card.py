@@ -67,8 +67,11 @@ def model_card(folder: Path, result: runs.Result) -> str:
         f"| tokens trained | {result.train_tokens:,} |",
         f"| training loss at the end | {result.loss:.3f} |",
     ]
+    if recipe.train.patience:
+        step = runs.kept(validations, recipe)["step"]
+        lines.append(f"| weights kept | those of step {step}, where the validation loss was lowest |")
     if validations:
-        first, last = validations[0], validations[-1]
+        first, last = validations[0], runs.kept(validations, recipe)
         lines.append(
             f"| validation loss, before → after | {first['eval_loss']:.3f} → {last['eval_loss']:.3f} |"
         )

@@ -74,9 +74,15 @@ def newest_first(run: Path) -> list[Path]:
 
 
 def save(
-    run: Path, step: int, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler, progress: Progress
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    progress: Progress,
+    best: int | None = None,
 ) -> None:
-    """Write what a run needs to go on from here, aside first; the newest two checkpoints are kept.
+    """Write what a run needs to go on from here, aside first; the newest two and that of step ``best`` stay.
 
     The weights that are trained, AdamW's averages, the schedule and the run's counts. Each process writes its shards,
     in the format of ``torch.distributed.checkpoint``, which any number of processes reads.
@@ -97,7 +103,8 @@ def save(
             seal(aside)
     if processes.is_main():
         for older in newest_first(run)[2:]:
-            shutil.rmtree(older)
+            if step_of(older) != best:
+                shutil.rmtree(older)
 
 
 def restore(folder: Path | None, model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> int:
@@ -119,12 +126,16 @@ def restore(folder: Path | None, model: nn.Module, optimizer: Optimizer, schedul
 
 def contents(model: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> dict[str, Any]:
     """What a checkpoint holds, by name and not by place."""
-    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
     return {
-        "model": trained,
+        "model": trained_weights(model),
         "optimizer": get_optimizer_state_dict(model, optimizer),
         "schedule": schedule.state_dict(),
     }
+
+
+def trained_weights(model: nn.Module) -> dict[str, Any]:
+    """The weights that are trained, by name; the tensors themselves."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 @contextmanager
@@ -141,6 +152,25 @@ def plain_errors() -> Iterator[None]:
 def step_of(folder: Path) -> int:
     """The step at which a checkpoint was written."""
     return int(folder.name.rpartition("-")[2])
+
+
+def load_best(run: Path, step: int, model: Any) -> None:
+    """Put the weights of the lowest held-out loss, which a checkpoint of ``step`` has, into ``model``.
+
+    Raises:
+        InputError: the checkpoint was damaged.
+    """
+    folder = run / "checkpoints" / f"checkpoint-{step}"
+    if not is_good(folder):
+        raise InputError(
+            f"{folder}: not whole, and the run's best weights were in it; train again with another --output"
+        )
+    if not (folder / ".metadata").is_file():  # as torch.distributed.checkpoint names its table of contents
+        load_weights(folder, model)
+        return
+    kept = {"model": trained_weights(model)}
+    with plain_errors():
+        distributed_checkpoint.load(kept, checkpoint_id=folder, no_dist=processes.count() == 1)
 
 
 def load_weights(folder: Path, model: Any) -> None:

@@ -68,6 +68,18 @@ class Job:
         """The peak learning rate: the recipe's, else a usual one for its method and kind of data."""
         return learning_rate(self.recipe, self.kind)
 
+    @property
+    def best_step(self) -> int | None:
+        """The step of the lowest held-out loss so far, whose weights are kept; None where nobody asked for patience."""
+        losses = self.progress.validations
+        return min(losses, key=lambda step: losses[step]) if self.recipe.train.patience and losses else None
+
+    @property
+    def had_enough(self) -> bool:
+        """Whether the held-out loss has had no new lowest value for ``train.patience`` validations (Prechelt, 1998)."""
+        since = [step for step in self.progress.validations if step > (self.best_step or 0)]
+        return self.best_step is not None and len(since) >= (self.recipe.train.patience or 0)
+
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Rows as one batch of tensors."""
         if self.packed:

@@ -12,7 +12,7 @@ from ftdocs.job import Job
 
 
 def run(work: Job) -> int:
-    """Train until ``work.total`` optimiser steps are done, or Ctrl-C; the number of steps that were done.
+    """Train until ``work.total`` steps are done, patience is at its end, or Ctrl-C; the optimiser steps that were done.
 
     Raises:
         Diverged: the loss or the gradient is no number, or the loss has exploded.
@@ -58,9 +58,11 @@ def run(work: Job) -> int:
                 progress.write(step, row)
             if work.held_out and (last or (asked.eval_every and step % asked.eval_every == 0)):
                 work.validate(step)
+            if work.had_enough:
+                break
             due = step % asked.save_every == 0 if asked.save_every else progress.save_due
-            if due or progress.stop_asked:
-                checkpoints.save(work.folder, step, model, optimizer, schedule, progress)
+            if due or progress.stop_asked or (step == work.best_step and not last):
+                checkpoints.save(work.folder, step, model, optimizer, schedule, progress, work.best_step)
             if progress.stop_asked:
                 break
     progress.end()

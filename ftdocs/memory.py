@@ -1,16 +1,10 @@
 """Will it fit, before it runs: a first closed form of the memory and the disk that training needs."""
 
-import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ftdocs import hardware
 from ftdocs.errors import InputError
 
 Method = Literal["full", "lora"]
@@ -63,7 +57,7 @@ def activation_bytes(config: PreTrainedConfig, tokens: int, method: Method = "fu
     if config.model_type not in LLAMA_LIKE:
         raise InputError(
             f"memory of {config.model_type}: no closed form; it is known for {', '.join(LLAMA_LIKE)} only, "
-            f"so measure a step instead (ftdocs.memory.measured_peak)"
+            f"so measure a step instead (ftdocs.measure.measured_peak)"
         )
     hidden = config.hidden_size
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
@@ -141,45 +135,3 @@ def disk_bytes(
     total = parameters(config)
     trained = total if method == "full" else lora_parameters(config, rank)
     return {"base model": 2 * total, "checkpoints": checkpoints * 12 * trained, "result": 4 * trained}
-
-
-def measured_peak(work: Callable[[], object], every: float = 0.002) -> int:
-    """Run ``work`` and return the most bytes that were in use meanwhile, above those in use before.
-
-    On CUDA what PyTorch's allocator handed out; on MPS what it holds; on the CPU the process's resident memory,
-    looked at ``every`` so many seconds by a second thread.
-    """
-    kind = hardware.device().type
-    if kind == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-    in_use = (
-        torch.mps.driver_allocated_memory if kind == "mps" else lambda: psutil.Process().memory_info().rss
-    )
-    hardware.give_back()  # or the work fills blocks that were freed before, and nothing seems to be taken
-    before = most = in_use()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.is_set():
-            most = max(most, in_use())
-            time.sleep(every)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        work()
-    finally:
-        done.set()
-        watcher.join()
-    return max(most, in_use()) - before
-
-
-def process_peak() -> int:
-    """The most memory that this process ever had at once, in bytes: what Linux keeps count of (``VmHWM``)."""
-    kept = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) * 1024 for line in kept.splitlines() if line.startswith("VmHWM"))

@@ -49,6 +49,7 @@ class Progress:
         save_due: the last checkpoint was so long ago that another one is due by the clock.
         total: steps of the run, once it has begun.
         watch: is told the step and the metrics of each validation before the last; what it raises ends the run.
+        validations: held-out loss by step, of the steps done so far; what was there before the first is not among them.
     """
 
     folder: Path
@@ -70,6 +71,7 @@ class Progress:
     save_due: bool = False
     total: int = 0
     watch: Watch | None = None
+    validations: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -84,6 +86,9 @@ class Progress:
             progress.loss_sum, progress.loss_steps = kept["loss_sum"], kept["loss_steps"]
             # Steps after the checkpoint are trained again, so their rows are written again.
             rows = [row for row in runs.read_metrics(folder) if row["step"] <= kept["step"]]
+            progress.validations = {
+                row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row and row["step"]
+            }
             text = "".join(json.dumps(row) + "\n" for row in rows)
             processes.from_main(lambda: files.write_atomic(folder / runs.METRICS, text))
         return progress
@@ -168,6 +173,8 @@ class Progress:
         named = {f"eval_{name}": value for name, value in found.items()}
         self.paused += seconds
         self.write(step, named)
+        if step:
+            self.validations[step] = named["eval_loss"]
         if self.watch is not None and step < self.total:  # the last one comes too late to stop anything
             self.watch(step, named)
         return named

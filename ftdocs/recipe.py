@@ -63,6 +63,11 @@ class Data(Section):
     )
     limit: int | None = Field(None, ge=1, description="use at most this many rows, after deduplication")
     group: str | None = Field(None, description="rows with the same value in this column stay in one split")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="of the splits alone, to keep them while train.seed changes; left out: train.seed",
+    )
 
     @model_validator(mode="after")
     def one_source(self) -> Self:
@@ -140,6 +145,12 @@ class Train(Section):
     eval_every: int | None = Field(
         None, ge=1, description="steps between validations; left out: before and after"
     )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop early: after so many validations in a row without a new lowest held-out loss, keeping the "
+        "weights of the lowest; needs eval_every",
+    )
     save_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; left out: one every two minutes"
     )
@@ -155,6 +166,13 @@ class Train(Section):
         """The loop writes ``metrics.jsonl`` and nothing else."""
         if self.engine == "loop" and self.report_to:
             raise ValueError("`report_to` needs `engine: trainer`; the loop writes metrics.jsonl alone")
+        return self
+
+    @model_validator(mode="after")
+    def patience_counts(self) -> Self:
+        """What patience counts are the validations of ``eval_every``."""
+        if self.patience and not self.eval_every:
+            raise ValueError("`patience` counts validations; set `eval_every`, such as 10 steps")
         return self
 
 

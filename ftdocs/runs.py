@@ -297,6 +297,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def kept(validations: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
+    """The validation of the weights that a run keeps: of early stopping the one of lowest loss, else the last."""
+    if not recipe.train.patience:
+        return validations[-1]
+    return min((row for row in validations if row["step"]), key=lambda row: row["eval_loss"])
+
+
 def read_recipe(folder: Path) -> Recipe:
     """The resolved recipe that the run in ``folder`` was made with."""
     return Recipe.load(folder / RECIPE, environment=False)

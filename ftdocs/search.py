@@ -233,8 +233,8 @@ def attempt(
     try:
         with files.lock(run.parent / f".{name}"):  # two trials of the same values at once
             train(chosen, run, resume=runs.state(run) == "unfinished", watch=validated)
-        found = [row[metric] for row in runs.read_metrics(run) if metric in row]
-        ended |= {"state": "complete", "value": found[-1]}
+        found = runs.kept([row for row in runs.read_metrics(run) if metric in row], chosen)
+        ended |= {"state": "complete", "value": found[metric]}
     except optuna.TrialPruned:
         ended |= {"state": "pruned"}
     except (RuntimeError, MemoryError) as error:  # Diverged is one; so is what PyTorch says without memory

@@ -98,6 +98,8 @@ def fit(
     with processes.together():
         splits = prepare.load_splits(recipe.data, recipe.train.seed)
         is_label = splits.format == "label"
+        if recipe.train.patience:
+            check_patience(recipe.method, len(splits.validation))
         if recipe.method.name == "features" and not is_label:
             raise InputError(
                 "method.name: features fits a classifier, and this data has no labels; use layers"
@@ -141,14 +143,47 @@ def fit(
     work = Job(
         recipe, folder, splits.format, trainable, tokenizer, train_rows, held_out, packed, total, last, counts
     )
-    engine = choose_engine(recipe)
-    with counts.stop_on_interrupt(), hardware.memory_kept():
-        done = engine(work)
-    if done < total:
-        raise Interrupted(f"{folder}: stopped after step {done}; add --resume to go on")
-
+    done = complete(work)
     weights = processes.whole_weights(trainable, trained_only=recipe.method.name == "lora")
     return processes.from_main(lambda: finish(work, done, weights))
+
+
+def complete(work: Job) -> int:
+    """Run a job's engine to the end, and put back the weights that patience keeps; the optimiser steps that were done.
+
+    Raises:
+        Interrupted: Ctrl-C; a checkpoint was written.
+    """
+    engine = choose_engine(work.recipe)
+    with work.progress.stop_on_interrupt(), hardware.memory_kept():
+        done = engine(work)
+    if done < work.total and not work.had_enough:
+        raise Interrupted(f"{work.folder}: stopped after step {done}; add --resume to go on")
+    best = work.best_step
+    if best is not None and best != done:
+        checkpoints.load_best(work.folder, best, work.model)
+        if processes.is_main():
+            print(f"ftdocs: {work.folder}: kept the weights of step {best} of {done}", file=sys.stderr)
+    return done
+
+
+def check_patience(method: Method, held_out: int) -> None:
+    """Early stopping needs something to watch, and weights that a checkpoint has all of.
+
+    Raises:
+        InputError: says what is in the way.
+    """
+    if not held_out:
+        raise InputError("train.patience: no row is held out to watch; set data.validation, such as 0.1")
+    if method.name == "features":
+        raise InputError(
+            "train.patience: method.name features has no steps to stop after; leave patience out"
+        )
+    if method.name == "ulmfit" and method.unfreeze:
+        raise InputError(
+            "train.patience: ulmfit sets the last weights free near its end, so it cannot end early; leave patience"
+            " out, or set method.unfreeze to false"
+        )
 
 
 def choose_engine(recipe: Recipe) -> Callable[[Job], int]:
@@ -192,7 +227,7 @@ def train_language_model(
     files.write_atomic(texts, content)
     method = recipe.method.model_copy(update={"unfreeze": False})
     # The recipe's own rate is the classifier's.
-    epochs = {"epochs": method.language_epochs, "learning_rate": None}
+    epochs = {"epochs": method.language_epochs, "learning_rate": None, "patience": None}
     language = recipe.model_copy(
         update={
             "data": Data(path=texts, format="text", validation=0, test=0),

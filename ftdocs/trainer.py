@@ -108,7 +108,7 @@ def arguments(work: Job) -> TrainingArguments:
         eval_on_start=bool(work.held_out) and work.resumed_from is None,
         save_strategy="steps" if asked.save_every else "no",  # Record asks for those by the clock
         save_steps=asked.save_every or work.total,
-        save_total_limit=2,
+        save_total_limit=3 if asked.patience else 2,  # one of them may be the best one, long ago
         report_to=[logger for logger in asked.report_to if logger != "tensorboard"] or "none",
         disable_tqdm=True,  # Progress shows tokens per second beside the loss
         remove_unused_columns=False,
@@ -199,10 +199,22 @@ class CountingTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Held-out metrics of ``ftdocs.evaluate``, logged as ``eval_loss`` and so on."""
-        named = self.work.validate(self.state.global_step)
+        step = self.state.global_step
+        named = self.work.validate(step)
         self.log(dict(named))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, named)
+        if self.work.had_enough:
+            self.control.should_training_stop, self.control.should_save = True, False
+        elif step and step == self.work.best_step and step < self.state.max_steps:
+            self.control.should_save = True
+        self.state.best_model_checkpoint = best_checkpoint(self.work)  # which Trainer then does not remove
         return named
+
+
+def best_checkpoint(work: Job) -> str | None:
+    """The folder of the checkpoint with the lowest held-out loss; None where nobody asked for patience."""
+    folder = work.folder / "checkpoints" / f"checkpoint-{work.best_step}"
+    return str(folder) if work.best_step else None
 
 
 class Record(TrainerCallback):
@@ -216,6 +228,7 @@ class Record(TrainerCallback):
         """Start the clock, unless FSDP was asked for and has done nothing."""
         if processes.by_accelerate_fsdp():
             processes.check_sharded(self.work.model)
+        state.best_model_checkpoint = best_checkpoint(self.work)  # the folder may have moved
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from ftdocs.data.duplicates import bands, jaccard, near_duplicates, shingles
+from ftdocs.data.duplicates import bands, jaccard, near_duplicates, one_of_each, shingles
 
 WORDS = [f"word{number}" for number in range(400)]
 
@@ -117,3 +117,10 @@ def test_the_result_is_the_same_in_another_process():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         near_duplicates(["a"], **wrong)
+
+
+def test_of_each_group_the_first_row_stays():
+    said = "the same words in the same order and only the last of them is another"
+    rows = [{"text": f"{said} {end}", "row": row} for row, end in enumerate(("one", "two"), 1)]
+    other = {"text": "nothing that the others say is said here, not even once", "row": 3}
+    assert one_of_each([*rows, other]) == [rows[0], other]

@@ -98,6 +98,16 @@ def as_numbers(rows):
     return {row["row"] for row in rows}
 
 
+def test_a_split_of_its_own_seed_stays_while_the_training_seed_changes(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"text": "row {number}"}}\n' for number in range(40)))
+
+    def test_rows(data_seed, train_seed):
+        return [row["text"] for row in load_splits(Data(path=path, seed=data_seed), train_seed).test]
+
+    assert test_rows(0, 1) == test_rows(0, 2) == test_rows(None, 0) != test_rows(None, 1)
+
+
 def test_too_few_rows_name_the_minimum():
     rows = [{"row": n, "text": "the same"} for n in range(9)]
     with pytest.raises(InputError, match=r"1 different rows or groups are too few .* at least 3 are needed"):

@@ -6,7 +6,7 @@ from peft import PeftModel
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
-from ftdocs import hardware, memory
+from ftdocs import hardware, measure, memory
 from ftdocs.errors import InputError
 from ftdocs.methods.lora import add_lora
 
@@ -139,14 +139,14 @@ def test_a_measured_peak_sees_memory_that_is_freed_again(run_python) -> None:
     done = run_python("""
 import time
 import torch
-from ftdocs import memory
+from ftdocs import measure
 
 def work():
     block = torch.ones(50_000_000)
     time.sleep(0.5)  # on a busy machine the thread that looks has to get its turn
     del block
 
-print(memory.measured_peak(work), memory.measured_peak(lambda: None))
+print(measure.measured_peak(work), memory.measured_peak(lambda: None))
 """)
     assert done.returncode == 0, done.stderr
     block, nothing = map(int, done.stdout.split())
@@ -156,4 +156,4 @@ print(memory.measured_peak(work), memory.measured_peak(lambda: None))
 
 def test_a_measured_peak_lets_an_error_through() -> None:
     with pytest.raises(ZeroDivisionError):
-        memory.measured_peak(lambda: 1 / 0)
+        measure.measured_peak(lambda: 1 / 0)

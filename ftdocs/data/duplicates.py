@@ -1,7 +1,7 @@
 """Texts that are nearly the same, found without comparing each with each other."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 from zlib import crc32
 
 import numpy as np
@@ -99,3 +99,11 @@ def near_duplicates(
         index.insert(place, signature, check_duplication=False)
     numbers: dict[int, int] = {}
     return [numbers.setdefault(root(place), len(numbers)) for place in of_text]
+
+
+def one_of_each(rows: Sequence[dict[str, Any]], threshold: float = 0.7) -> list[dict[str, Any]]:
+    """Rows without their near-duplicates: the first of each group that :func:`near_duplicates` finds in ``text``."""
+    first: dict[int, dict[str, Any]] = {}
+    for group, row in zip(near_duplicates([row["text"] for row in rows], threshold), rows, strict=True):
+        first.setdefault(group, row)
+    return list(first.values())

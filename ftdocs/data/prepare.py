@@ -88,7 +88,7 @@ def source(data: "Data") -> Path:
 def load_splits(data: "Data", seed: int = 0) -> Splits:
     """Read, check, clean, deduplicate, limit and split the rows that a recipe's ``data`` names.
 
-    Deterministic in the rows' text and ``seed``; the order of the file plays no part. Raises
+    Deterministic in the rows' text and ``data.seed``, else ``seed``; the order of the file plays no part. Raises
     :class:`InputError` as :mod:`~ftdocs.data.read`, :mod:`~ftdocs.data.formats` and
     :mod:`~ftdocs.data.split` do.
     """
@@ -110,7 +110,8 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
     labels = class_names(kept, str(path)) if format == "label" else None
     try:
         group, stratify = data.group and "group", "label" if labels else None
-        train, validation, test = split(kept, data.validation, data.test, seed, group, stratify)
+        own = seed if data.seed is None else data.seed
+        train, validation, test = split(kept, data.validation, data.test, own, group, stratify)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     report |= {"train": len(train), "validation": len(validation), "test": len(test)}
