@@ -15,9 +15,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ftdocs import assets, evaluate, measure, models, runs
+from ftdocs import assets, evaluate, models, runs
 from ftdocs.data import prepare
 from ftdocs.data.duplicates import one_of_each
+from ftdocs.measure import process_peak
 from ftdocs.recipe import Recipe
 from ftdocs.train import choose_weights, train
 
@@ -55,7 +56,7 @@ def measure(case: dict) -> dict:
         data = asked.data.model_copy(update={"path": folder / "sentences.jsonl"})
         splits = prepare.load_splits(data)
         result = train(asked.model_copy(update={"data": data}), folder / "run")
-        peak = measure.process_peak()
+        peak = process_peak()
         model, tokenizer = models.load_run(result.run)
         rows = prepare.encode(splits.test, "label", tokenizer, asked.train.seq_len, splits.labels)
         logits = evaluate.predict(model, rows, models.pad_token_id(tokenizer))

@@ -28,9 +28,10 @@ from transformers import (
     get_scheduler,
 )
 
-from ftdocs import assets, evaluate, hardware, loop, loss, measure, models, runs, trainer
+from ftdocs import assets, evaluate, hardware, loop, loss, models, runs, trainer
 from ftdocs.data import pack, prepare
 from ftdocs.job import Job
+from ftdocs.measure import process_peak
 from ftdocs.methods.full import train_all
 from ftdocs.methods.lora import add_lora
 from ftdocs.progress import Progress
@@ -66,7 +67,7 @@ def measure(way: str) -> dict:
     """One way, in this process."""
     train, test, tokenizer = documents()
     tokens, seconds, model = WAYS[way](train, tokenizer)
-    peak_bytes = measure.process_peak()
+    peak_bytes = process_peak()
     peak = hardware.matmul_gflops(torch.bfloat16, repeats=50)
     weights = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     flops = sum(count * (6 if trained else 4) for count, trained in weights)  # a token

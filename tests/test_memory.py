@@ -146,7 +146,7 @@ def work():
     time.sleep(0.5)  # on a busy machine the thread that looks has to get its turn
     del block
 
-print(measure.measured_peak(work), memory.measured_peak(lambda: None))
+print(measure.measured_peak(work), measure.measured_peak(lambda: None))
 """)
     assert done.returncode == 0, done.stderr
     block, nothing = map(int, done.stdout.split())
