@@ -191,6 +191,42 @@ def parser() -> Parser:
         help="the search's folder; runs/NAME-search when left out; the same command goes on in it",
     )
 
+    it = verb("plan", plan, "the memory that a training needs on a GPU, before it runs")
+    it.add_argument("recipe", type=Path, nargs="?", metavar="RECIPE.yaml", help="or give --model")
+    it.add_argument("--model", metavar="NAME_OR_CONFIG", help="a name such as Llama-3.1-8B, or a config.json")
+    for option, text in {
+        "--method": "full, lora or qlora (full)",
+        "--dtype": "of weights, gradients and state: bf16, fp16 or fp32 (bf16)",
+        "--sharding": "none, ddp, fsdp, zero2 or zero3 (none; fsdp where there are several GPUs)",
+        "--optimizer": "adamw, adamw-fused, adamw-8bit, paged-adamw or paged-adamw-8bit (adamw)",
+        "--attention": "sdpa, flash or eager (sdpa)",
+        "--lora-targets": "names such as q_proj,v_proj (all-linear)",
+        "--gpu": "whether it fits on it, such as A10G-24GB",
+    }.items():
+        it.add_argument(option, metavar=option.rpartition("-")[2].upper(), help=text)
+    for option, metavar, text in (
+        ("--lora-rank", "R", "rank of the adapters (8)"),
+        ("--batch-size", "B", "sequences of a micro-batch on one GPU (1)"),
+        ("--seq-len", "S", "tokens of a sequence (512)"),
+        ("--gpus", "N", "how many train together (1)"),
+        ("--tokens", "T", "to train on in all, for an estimate of hours"),
+    ):
+        it.add_argument(option, type=int, metavar=metavar, help=text)
+    for option, text in {
+        "--checkpointing": "compute activations anew in the backward pass",
+        "--master-weights": "weights in float32, products in 16 bits",
+        "--fused-loss": "make and drop the logits in pieces",
+        "--cpu-offload": "optimiser state, and what is sharded, in the CPU's memory",
+    }.items():
+        it.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=text)
+    it.add_argument(
+        "--fit", action="store_true", help="turn on what makes it fit on --gpu, the cheapest first"
+    )
+    it.add_argument("--price", type=float, metavar="P", help="of a GPU and hour, for an estimate of the cost")
+    it.add_argument(
+        "--utilisation", type=float, metavar="U", help="share of the GPU's peak that is reached (0.35)"
+    )
+
     it = verb("evaluate", evaluate, "a run's metrics on the test rows that its training never saw")
     it.add_argument("run", type=Path, metavar="RUN_DIR", help="what `ftdocs train` made, such as runs/NAME")
 
@@ -220,6 +256,50 @@ def doctor(options: argparse.Namespace) -> None:
         line += f" profile {report['profile']}"
     console.print(line, highlight=False)
     console.print(hardware.platform_note(), highlight=False)
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Print what a training would need."""
+    from dataclasses import replace
+
+    from ftdocs import plan, shapes
+    from ftdocs.memory import Setting
+
+    if (options.recipe is None) == (options.model is None):
+        raise InputError("give a recipe or --model, one of them, such as --model Llama-3.1-8B")
+    if options.fit and not options.gpu:
+        raise InputError("--fit needs a GPU to fit on: add --gpu, such as --gpu A10G-24GB")
+    if (options.tokens or options.price) and not options.gpu:
+        raise InputError("--tokens and --price need a GPU: add --gpu, such as --gpu A10G-24GB")
+    if options.price and not options.tokens:
+        raise InputError("--price needs --tokens: how many are trained on in all")
+    own = {
+        name: value
+        for name in Setting.__dataclass_fields__
+        if (value := getattr(options, {"rank": "lora_rank", "targets": "lora_targets"}.get(name, name), None))
+        is not None
+    }
+    if own.get("gpus", 1) > 1:
+        own.setdefault("sharding", "fsdp")
+    if options.recipe is not None:
+        from ftdocs.recipe import Recipe
+
+        profile = os.environ.get("FTDOCS_PROFILE") or ("gpu" if options.gpu else "cpu")
+        shape, setting = plan.of_recipe(Recipe.load(options.recipe, profile=profile))  # type: ignore[arg-type]
+        setting = replace(setting, **own)
+    else:
+        shape, setting = shapes.find(options.model), Setting(**own)
+    steps = plan.fit(shape, setting, plan.gpu_bytes(options.gpu)) if options.fit else None
+    found = plan.report(shape, setting, options.gpu, steps)
+    if options.gpu:
+        share = plan.UTILISATION if options.utilisation is None else options.utilisation
+        if not 0 < share <= 1:
+            raise InputError(
+                f"--utilisation {share:g}: is a share of the peak; give a number above 0, at most 1"
+            )
+        chosen = steps[-1].setting if steps else setting
+        found["estimate"] = plan.estimate(shape, chosen, options.gpu, options.tokens, options.price, share)
+    print_json(found) if options.json else print(plan.as_text(found))
 
 
 def pull(options: argparse.Namespace) -> None:

@@ -1,137 +1,532 @@
-"""Will it fit, before it runs: a first closed form of the memory and the disk that training needs."""
+"""Will it fit, before it runs: the memory of a training step in closed form, moment by moment.
 
-from typing import Literal
+Nothing is fitted to measurements. Each term is counted from what transformers' layers keep for the backward pass, and
+tests compare it with a trace of the real model (:mod:`ftdocs.trace`). What is not in it: the framework itself (about
+0.5 GB on a GPU), the allocator's gaps, and work space of single operations.
+"""
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from ftdocs.errors import InputError
+from ftdocs.shapes import Shape
 
-Method = Literal["full", "lora"]
-LLAMA_LIKE = (
-    "llama",
-    "mistral",
-    "qwen2",
-)  # architectures whose layers keep what is counted here, as tests compare
-
-
-def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of this config on the meta device: every shape, no memory, no weights."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def parameters(config: PreTrainedConfig) -> int:
-    """How many parameters a model of this config has; an output layer tied to the embedding counts once."""
-    return sum(parameter.numel() for parameter in on_meta(config).parameters())
+Method = Literal["full", "lora", "qlora"]
+Dtype = Literal["bf16", "fp16", "fp32"]
+Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
+Optimizer = Literal["adamw", "adamw-fused", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
+Attention = Literal["sdpa", "flash", "eager"]
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+BLOCK, STATE_BLOCK = (
+    64,
+    256,
+)  # of bitsandbytes: weights that share a scale in nf4, numbers of 8-bit states that do
+NF4 = 0.5 + 1 / BLOCK + 4 / (BLOCK * 256)  # bytes a weight with double quantisation (Dettmers et al., 2023)
+EIGHT_BIT = 2 * (1 + 4 / STATE_BLOCK)  # bytes a parameter of both moments (Dettmers et al., 2022)
+BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers
 
 
-def lora_parameters(config: PreTrainedConfig, rank: int) -> int:
-    """How many parameters LoRA of this rank trains on every linear layer but the output layer.
+@dataclass(frozen=True)
+class Setting:
+    """How a model is trained, as far as memory depends on it.
 
-    A layer of shape (out, in) gets ``B`` (out, rank) and ``A`` (rank, in).
-    """
-    model = on_meta(config)
-    output = model.get_output_embeddings()
-    layers = [
-        layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer is not output
-    ]
-    return sum(rank * (layer.in_features + layer.out_features) for layer in layers)
-
-
-def activation_bytes(config: PreTrainedConfig, tokens: int, method: Method = "full") -> int:
-    """Bytes that the layers of a LLaMA-like decoder keep for the backward pass, under bfloat16 autocast.
-
-    Counted from transformers' ``LlamaDecoderLayer``, per token and layer. Linear layers and attention work in
-    bfloat16 (2 bytes), norms in float32 (4 bytes). Attention is SDPA's, which keeps no (T, T) matrix.
-
-    Args:
-        config: reads ``num_hidden_layers``, ``hidden_size``, ``intermediate_size``, and the attention heads.
-        tokens: of a micro-batch: sequences × sequence length, padding included.
-        method: LoRA's frozen norms keep less, its adapters one more copy of attention's output; what the rank
-            adds is left out.
-
-    Raises:
-        InputError: another architecture. GPT-2, say, keeps (T, T) matrices and the masks of its dropout.
-    """
-    if config.model_type not in LLAMA_LIKE:
-        raise InputError(
-            f"memory of {config.model_type}: no closed form; it is known for {', '.join(LLAMA_LIKE)} only, "
-            f"so measure a step instead (ftdocs.measure.measured_peak)"
-        )
-    hidden = config.hidden_size
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
-    norms = 2 * 4 * hidden * (2 if method == "full" else 1)  # what goes in, and (trained) what is scaled
-    inputs = 2 * (5 * hidden + queries)  # of q, k, v, gate, up; of o, which is attention's output
-    attention = 2 * (queries * (1 if method == "full" else 2) + 2 * keys)
-    mlp = 2 * 4 * config.intermediate_size  # gate, its SiLU, up, their product
-    return tokens * config.num_hidden_layers * (norms + inputs + attention + mlp)
-
-
-def training_bytes(
-    config: PreTrainedConfig,
-    method: Method = "full",
-    rank: int = 8,
-    batch_size: int = 1,
-    seq_len: int = 512,
-) -> dict[str, int]:
-    """Bytes that a training step of a decoder needs on one device, by what they hold.
-
-    As in mixed precision (``precision: bf16-mixed``): trained weights, their gradients and AdamW's two moments
-    are float32, frozen weights and matrix products bfloat16. Autocast keeps a bfloat16 copy of each trained
-    linear layer. A logit takes 12 bytes at the worst moment: its log-probability, and two gradients, in float32.
-
-    Not in it: what lives only inside one operation, the memory allocator's gaps, the framework itself.
-
-    Args:
-        config: of a LLaMA-like decoder; see :func:`activation_bytes`.
-        method: full, or lora on every linear layer but the output layer.
-        rank: LoRA's rank.
-        batch_size: sequences of a micro-batch.
+    Attributes:
+        method: full, lora, or qlora: nf4 with double quantisation below the adapters.
+        dtype: of weights, gradients and full fine-tuning's optimiser state; adapters and theirs are float32.
+        batch_size: sequences of a micro-batch on one GPU.
         seq_len: tokens of a sequence.
-
-    Raises:
-        InputError: another architecture; see :func:`activation_bytes`.
+        gpus: that train together.
+        sharding: what they share: none and ddp nothing, zero2 gradients and state, fsdp and zero3 the weights too.
+        checkpointing: a block keeps what goes in, and computes the rest anew in the backward pass.
+        optimizer: adamw is the ``foreach`` kind; what is paged lies in the CPU's memory.
+        master_weights: weights are float32, and matrix products read bfloat16 copies (autocast).
+        fused_loss: the logits are made and dropped in pieces.
+        attention: eager keeps a matrix of tokens × tokens for each head.
+        cpu_offload: optimiser state, and what is sharded, lies in the CPU's memory between uses.
+        rank: LoRA's.
+        targets: names of the linear layers with adapters, or all-linear.
     """
-    total = parameters(config)
-    trained = total if method == "full" else lora_parameters(config, rank)
-    frozen = 0 if method == "full" else total
-    lookup = 0 if config.tie_word_embeddings or method == "lora" else config.vocab_size * config.hidden_size
-    tokens = batch_size * seq_len
-    return {
-        "weights": 4 * trained + 2 * frozen,
-        "optimiser": 8 * trained,
-        "gradients": 4 * trained,
-        "bf16 copies": 2 * (trained - lookup),  # an embedding that is only looked up is not copied
-        "activations": activation_bytes(config, tokens, method),
-        "logits": 12 * config.vocab_size * tokens,
+
+    method: Method = "full"
+    dtype: Dtype = "bf16"
+    batch_size: int = 1
+    seq_len: int = 512
+    gpus: int = 1
+    sharding: Sharding = "none"
+    checkpointing: bool = False
+    optimizer: Optimizer = "adamw"
+    master_weights: bool = False
+    fused_loss: bool = False
+    attention: Attention = "sdpa"
+    cpu_offload: bool = False
+    rank: int = 8
+    targets: str | list[str] = "all-linear"
+
+    def __post_init__(self):
+        for name, kinds in CHOICES.items():
+            if getattr(self, name) not in kinds:
+                raise InputError(f"{name}: {getattr(self, name)!r} is none of {', '.join(kinds)}")
+        for name in ("batch_size", "seq_len", "gpus", "rank"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.gpus > 1 and self.sharding == "none":
+            raise InputError(f"{self.gpus} GPUs with sharding none; choose ddp, fsdp, zero2 or zero3")
+        if self.method == "qlora" and self.dtype == "fp32":
+            raise InputError(
+                "qlora with dtype fp32: quantised weights are multiplied in bf16 or fp16; choose one"
+            )
+        if self.method == "qlora" and self.sharding in ("zero2", "zero3") and self.gpus > 1:
+            raise InputError(
+                f"qlora with {self.sharding}: choose ddp, or fsdp, which shard quantised weights or copy them"
+            )
+        if self.master_weights and self.dtype == "fp32":
+            raise InputError(
+                "master_weights with dtype fp32: the weights are float32 already; choose bf16 or leave it out"
+            )
+        if self.cpu_offload and self.sharding == "ddp":
+            raise InputError("cpu_offload with ddp: each GPU keeps everything; choose fsdp, zero2 or zero3")
+        if self.cpu_offload and self.optimizer.startswith("paged"):
+            raise InputError("cpu_offload with a paged optimizer: both move its state; choose one of them")
+
+    @property
+    def full(self) -> bool:
+        """Every weight is trained."""
+        return self.method == "full"
+
+    @property
+    def autocast(self) -> bool:
+        """Weights in float32, matrix products in bfloat16; LoRA's frozen weights stay as they are."""
+        return self.master_weights
+
+    @property
+    def size(self) -> int:
+        """Bytes of a number that goes through the matrix products."""
+        return BYTES[self.dtype]
+
+    @property
+    def stream(self) -> int:
+        """Bytes of a number of the residual stream."""
+        return 4 if self.autocast and self.full else self.size
+
+    @property
+    def weight(self) -> int:
+        """Bytes of a weight that is not quantised."""
+        return 4 if self.autocast and self.full else self.size
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch, padding included."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def shares(self) -> int:
+        """Among how many GPUs the weights are divided."""
+        return self.gpus if self.sharding in ("fsdp", "zero3") else 1
+
+    @property
+    def state_shares(self) -> int:
+        """Among how many GPUs gradients and optimiser state are divided."""
+        return self.gpus if self.sharding in ("fsdp", "zero2", "zero3") else 1
+
+
+CHOICES = {
+    "method": get_args(Method),
+    "dtype": get_args(Dtype),
+    "sharding": get_args(Sharding),
+    "optimizer": get_args(Optimizer),
+    "attention": get_args(Attention),
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of a step: its name, and bytes by what they hold."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a training needs on one GPU.
+
+    Attributes:
+        peak: the moment that holds the most.
+        moments: all of them, in the order of a step.
+        resting_bytes: what stays between steps: weights and optimiser state, gradients freed.
+        assumptions: what the figures stand on.
+    """
+
+    peak: Moment
+    moments: list[Moment]
+    resting_bytes: int
+    assumptions: list[str] = field(default_factory=list)
+
+
+# --- what does not depend on the tokens ----------------------------------------------------------------------------
+
+
+def trained_parameters(shape: Shape, setting: Setting) -> int:
+    """How many parameters move: all, or the adapters'."""
+    return shape.parameters if setting.full else shape.lora_parameters(setting.rank, setting.targets)
+
+
+def weight_bytes(shape: Shape, setting: Setting) -> int:
+    """All weights, frozen and trained, before they are divided among GPUs."""
+    adapters = 0 if setting.full else 4 * trained_parameters(shape, setting)
+    if setting.method != "qlora":
+        return setting.weight * shape.parameters + adapters
+    quantised = shape.layers * sum(linear.inputs * linear.outputs for linear in shape.linears)
+    return round(NF4 * quantised) + setting.size * (shape.parameters - quantised) + adapters
+
+
+def state_bytes(shape: Shape, setting: Setting) -> int:
+    """AdamW's two moments of all that is trained."""
+    trained = trained_parameters(shape, setting)
+    if setting.optimizer.startswith("paged"):
+        return 0
+    if setting.optimizer == "adamw-8bit":
+        return round(EIGHT_BIT * trained)
+    return 2 * (setting.weight if setting.full else 4) * trained
+
+
+def gradient_bytes(shape: Shape, setting: Setting) -> int:
+    """A gradient for each trained parameter, in its dtype."""
+    return (setting.weight if setting.full else 4) * trained_parameters(shape, setting)
+
+
+# --- what does: bytes a token --------------------------------------------------------------------------------------
+
+
+def kept_by_block(shape: Shape, setting: Setting) -> int:
+    """Bytes a token that one block keeps for the backward pass, all of it but the tokens × tokens matrices.
+
+    Counted from transformers' layers. A weight that is frozen needs nothing of what came in to make its gradient; an
+    adapter does, in float32 where there is no autocast.
+    """
+    size, hidden, middle = setting.size, shape.hidden, shape.intermediate
+    # Eager attention repeats keys and values for every head of the queries.
+    keys = shape.queries if setting.attention == "eager" else shape.keys
+    attention = size * (2 * shape.queries + 2 * keys) + 4 * shape.heads
+    if shape.family == "phi3":  # one product makes all three, and the values, a view, keep its whole result
+        attention += size * (shape.queries + shape.keys)
+    if shape.gated:
+        mlp = size * 3 * middle  # the gate before and after its activation, and what it multiplies
+    else:
+        # gelu_new is written in Python and keeps x, x/2, the tanh, and 1 + tanh; gelu is one operation.
+        mlp = size * middle * (1 if shape.family == "bert" else 4)
+    norms = 2 * norm(shape, setting) if shape.norm_count > 1 else norm(shape, setting)
+    if shape.norm_count == 4:  # two more, after attention and MLP, whose results no product reads
+        norms += 2 * norm(shape, setting, read=False)
+    if shape.family in ("qwen3", "gemma3_text"):  # queries and keys are normed too
+        width, heads = shape.queries + shape.keys, shape.heads + shape.kv_heads
+        scaled = 4 if shape.family == "gemma3_text" else size
+        norms += 4 * width + 4 * heads + (scaled * width if setting.full else 0)
+    if setting.full:
+        inputs = size * middle  # of the last product
+        if setting.autocast:  # every product has its own bfloat16 copy of what comes in
+            ins = [
+                each for each in shape.linears if each.inputs == hidden and each.name not in outputs_of(shape)
+            ]
+            inputs += size * hidden * len(ins)
+    else:
+        inputs = adapter_inputs(shape, setting)
+    dropped = 0
+    if shape.family in ("gpt2", "bert"):  # two dropouts on the stream, each with a mask of one byte a number
+        dropped = 2 * hidden
+    return norms + attention + mlp + inputs + dropped
+
+
+def outputs_of(shape: Shape) -> tuple[str, str]:
+    """The names of the two linear layers that end a block's attention and its MLP."""
+    ends = [linear.name for linear in shape.linears if linear.outputs == shape.hidden]
+    return (ends[-2] if len(ends) > 1 else ends[-1], ends[-1])
+
+
+def norm(shape: Shape, setting: Setting, read: bool = True) -> int:
+    """Bytes a token that one norm over the residual stream keeps.
+
+    RMSNorm in transformers works in float32: it keeps its input so, and if it is trained what it scales, which Gemma
+    leaves in float32. LayerNorm is one operation, and keeps its input. ``read``: matrix products read, and keep, the
+    result; under autocast each of them a copy of its own, which is counted there.
+    """
+    result = setting.size * shape.hidden if setting.full and read and not setting.autocast else 0
+    if not shape.gated:
+        return setting.stream * shape.hidden + 8 + result
+    if not setting.full:
+        return 4 * shape.hidden + 4
+    scaled = 4 if shape.family.startswith("gemma") else setting.stream
+    return 4 * shape.hidden + 4 + scaled * shape.hidden + result
+
+
+def adapter_inputs(shape: Shape, setting: Setting) -> int:
+    """Bytes a token that a block's adapters keep: of each its input as it multiplies it, and what A makes of it.
+
+    In 16 bits each adapter makes a copy of its own, in float32 or under autocast in bfloat16. In float32 there is none:
+    the layers that read the same share it, and what ends attention is kept by attention already.
+    """
+    targets = shape.targeted(setting.targets)
+    if setting.dtype != "fp32":
+        size = setting.size if setting.autocast else 4
+        return sum(size * (linear.inputs + setting.rank) for linear in targets)
+    ends = outputs_of(shape)
+    groups = {
+        linear.name if linear.name in ends else place // 3: linear.inputs
+        for place, linear in enumerate(shape.linears)
+        if linear in targets and linear.name != ends[0]
     }
+    return 4 * (sum(groups.values()) + setting.rank * len(targets))
 
 
-def peak_bytes(parts: dict[str, int]) -> int:
-    """The most that is held at once: when the loss is differentiated, or when the optimiser steps.
+def scores(shape: Shape, setting: Setting) -> int:
+    """Bytes of a block's tokens × tokens matrices: none but for eager attention.
 
-    From the one moment to the other the activations are freed layer by layer while the gradients arrive.
+    That keeps a float32 softmax and a copy of it in the dtype of the values; GPT-2 and BERT the softmax alone, in that
+    dtype; Gemma 2 what it caps the scores with as well.
     """
-    at_loss = sum(parts.values()) - parts["gradients"]
-    at_step = parts["weights"] + parts["optimiser"] + parts["gradients"]
-    return max(at_loss, at_step)
+    if setting.attention != "eager":
+        return 0
+    copy = setting.size if setting.size == 2 else 0
+    each = setting.size if shape.family in ("gpt2", "bert") else 4 + copy
+    each += setting.size if shape.family == "gemma2" else 0
+    return each * setting.batch_size * shape.heads * setting.seq_len**2
 
 
-def disk_bytes(
-    config: PreTrainedConfig, method: Method = "full", rank: int = 8, checkpoints: int = 2
-) -> dict[str, int]:
+def backward_of_block(shape: Shape, setting: Setting) -> int:
+    """Bytes a token that come on top while a block's MLP is differentiated: its largest gradients."""
+    size, middle = setting.size, shape.intermediate
+    gradients = setting.stream * shape.hidden
+    if setting.full:
+        return gradients + size * middle * (2 if shape.gated else 1)
+    last = outputs_of(shape)[1]
+    adapted = any(linear.name == last for linear in shape.targeted(setting.targets))
+    if adapted:  # through the adapter in float32, beside the way through the frozen weight; as traced
+        casts = {False: 10, True: 8}[setting.autocast] if size == 2 else 0
+        return gradients + casts * shape.hidden + size * middle * (3 if setting.autocast else 2)
+    return gradients + size * middle * (3 if shape.gated else 2)
+
+
+def loss_bytes(shape: Shape, setting: Setting) -> int:
+    """Bytes at the start of the loss's backward: three float32 numbers a logit, or the pieces of a fused loss."""
+    if shape.family == "bert":
+        return 0
+    if not setting.fused_loss:
+        capped = setting.size if shape.family == "gemma2" else 0  # its logits go through a tanh
+        return (12 + capped) * setting.tokens * shape.vocabulary
+    # Liger Kernel's pieces (Hsu et al., 2024): as many tokens at once as make the logits no larger than the input.
+    pieces = -(-shape.vocabulary // shape.hidden)
+    rows = 1 << max(0, (-(-setting.tokens // pieces) - 1).bit_length())
+    return setting.tokens * shape.hidden * setting.size + rows * shape.vocabulary * (setting.size + 4)
+
+
+# --- the moments ---------------------------------------------------------------------------------------------------
+
+
+def moments(shape: Shape, setting: Setting) -> list[Moment]:
+    """What one GPU holds at the moments of a step that can be its largest, in their order.
+
+    When the loss is differentiated, activations are at their fullest and gradients have not come; from then on one
+    goes as the other comes, block by block, until the optimiser steps.
+    """
+    tokens, layers = setting.tokens, shape.layers
+    offload, shares = setting.cpu_offload, setting.state_shares
+    weights = 0 if offload and setting.shares > 1 else weight_bytes(shape, setting) // setting.shares
+    state = 0 if offload else state_bytes(shape, setting) // shares
+    number = setting.weight if setting.full else 4  # bytes of a gradient
+    by_block = gradient_bytes(shape, setting)
+    by_root = number * shape.root if setting.full else 0
+    by_block = (by_block - by_root) // layers
+
+    kept = tokens * kept_by_block(shape, setting) + scores(shape, setting)
+    entry = tokens * setting.stream * shape.hidden  # what goes into a block
+    held = entry if setting.checkpointing else kept
+    # Below the first adapter nothing is trained, and the first norm keeps nothing.
+    unused = 0 if setting.full or setting.checkpointing else tokens * norm(shape, setting)
+    final = tokens * (
+        norm(shape, setting) + (setting.size * shape.hidden if setting.autocast and setting.full else 0)
+    )
+    copies = bf16_copies(shape, setting)
+    gathered, reduced = gathered_bytes(shape, setting)
+    base = {"weights": weights, "optimiser": state, "gathered weights": gathered}
+
+    def arrived(blocks: int, root: bool = True) -> int:
+        """Gradients of so many blocks, as one GPU keeps them; FSDP's root unit is whole until the end."""
+        whole = by_root if root else 0
+        if offload and shares > 1:
+            return whole if setting.shares > 1 else min(BUCKET * number, blocks * by_block + whole)
+        sharded_root = whole if setting.shares > 1 else whole // shares
+        return blocks * by_block // shares + sharded_root
+
+    head = number * shape.embedding if setting.full and shape.family != "bert" else 0
+    head = head if setting.shares > 1 or shares == 1 else head // shares
+    top, bottom = layers, 1
+    found = [
+        Moment(
+            "the loss's backward",
+            {
+                **base,
+                "bf16 copies": copies if not setting.checkpointing else copies_of_head(shape, setting),
+                "gradients": head if setting.fused_loss else 0,
+                "activations": layers * held + final - unused,
+                "logits": loss_bytes(shape, setting),
+            },
+        )
+    ]
+    if setting.checkpointing and copies:
+        at_end = {**found[0].parts, "bf16 copies": copies, "logits": loss_bytes(shape, setting) * 10 // 12}
+        found.insert(0, Moment("the end of the forward pass", at_end))
+    # RMSNorm's backward is six operations in float32; LayerNorm's is one.
+    norming = (24 if shape.gated else 3) * tokens * shape.hidden
+    found.append(
+        Moment(
+            "the last norm's backward",
+            {
+                **base,
+                "bf16 copies": copies if not setting.checkpointing else 0,
+                "gradients": head,
+                "activations": layers * held + norming - unused,
+            },
+        )
+    )
+    moving = tokens * backward_of_block(shape, setting)
+    for name, block in (("the last block's backward", top), ("the first block's backward", bottom)):
+        below = (block - 1) * held if setting.checkpointing or block > 1 else 0
+        own = kept + (entry if setting.checkpointing else 0)
+        mlp = number * shape.linears[-1].parameters if setting.full else 0
+        found.append(
+            Moment(
+                name,
+                {
+                    **base,
+                    "bf16 copies": copies * block // layers
+                    if not setting.checkpointing
+                    else copies // layers,
+                    "gradients": (arrived(layers - block, root=False) + head + mlp + reduced),
+                    "activations": below + own + moving - unused,
+                    "dequantised weights": dequantised(shape, setting),
+                },
+            )
+        )
+    # A tied embedding has a gradient from both its uses, and their sum is a third tensor.
+    lookup = 2 * number * shape.embedding if setting.full and shape.tied and shape.family != "bert" else 0
+    found.append(
+        Moment(
+            "the embedding's backward",
+            {**base, "gradients": arrived(layers) + reduced + lookup, "activations": entry},
+        )
+    )
+    if not offload:
+        whole = gradient_bytes(shape, setting)
+        temporary = whole if setting.optimizer == "adamw" else 0
+        found.append(
+            Moment(
+                "the optimiser's step",
+                {
+                    "weights": weights,
+                    "optimiser": state,
+                    "gradients": whole // shares,
+                    "buckets": whole if setting.sharding == "ddp" and setting.gpus > 1 else 0,
+                    "the step's temporary": temporary // shares,
+                },
+            )
+        )
+    return found
+
+
+def bf16_copies(shape: Shape, setting: Setting) -> int:
+    """Autocast's bfloat16 copies of the trained linear layers; an embedding that is only looked up has none."""
+    if not (setting.autocast and setting.full):
+        return 0
+    linear = shape.layers * sum(each.inputs * each.outputs for each in shape.linears)
+    return 2 * linear + copies_of_head(shape, setting)
+
+
+def copies_of_head(shape: Shape, setting: Setting) -> int:
+    """Autocast's copy of the output layer."""
+    return 2 * shape.embedding if setting.autocast and setting.full and shape.family != "bert" else 0
+
+
+def gathered_bytes(shape: Shape, setting: Setting) -> tuple[int, int]:
+    """Of a model in shards: weights that are whole for the moment, and gradients on their way.
+
+    The embedding and the output layer are gathered whole for the whole step; of the blocks the one that works and the
+    one that comes next (Zhao et al., 2023, and PyTorch's ``fully_shard``). DDP keeps its gradients a second time, in
+    buckets; ZeRO-2 fills a bucket before it divides it.
+    """
+    trained = gradient_bytes(shape, setting)
+    if setting.gpus == 1:
+        return 0, 0
+    if setting.sharding == "ddp":
+        return 0, trained
+    if setting.sharding == "zero2":
+        return 0, min(BUCKET * (setting.weight if setting.full else 4), trained)
+    whole = weight_bytes(shape, setting)
+    root = setting.weight * shape.root
+    block = (whole - root) // shape.layers
+    by_block = (trained - (setting.weight * shape.root if setting.full else 0)) // shape.layers
+    return root + 2 * block, 2 * by_block
+
+
+def dequantised(shape: Shape, setting: Setting) -> int:
+    """The largest linear layer of a block, made whole to be multiplied with."""
+    if setting.method != "qlora":
+        return 0
+    return setting.size * max(each.inputs * each.outputs for each in shape.linears)
+
+
+def need(shape: Shape, setting: Setting) -> Need:
+    """What a training needs on one GPU: the largest of its :func:`moments`, and what it rests at."""
+    found = moments(shape, setting)
+    kept = {"weights", "optimiser"}
+    resting = sum(size for part, size in found[-1].parts.items() if part in kept)
+    return Need(max(found, key=lambda moment: moment.total), found, resting, assumptions(shape, setting))
+
+
+def assumptions(shape: Shape, setting: Setting) -> list[str]:
+    """What the figures stand on, in words."""
+    facts: list[tuple[bool, str]] = [
+        (True, "bytes that the allocator hands out at most; the framework and the allocator's gaps come on top"),
+        (True, f"micro-batches of {setting.batch_size} × {setting.seq_len} tokens, padding included"),
+        (not setting.full, f"adapters of rank {setting.rank} on {setting.targets}, in float32, without dropout"),
+        (setting.autocast and setting.full, "weights in float32; matrix products read bfloat16 copies (autocast)"),
+        (setting.autocast and not setting.full, "adapters multiply in bfloat16 (autocast)"),
+        (setting.method == "qlora", f"nf4, double quantisation, blocks of 64; the rest in {setting.dtype}"),
+        (setting.fused_loss, "the loss in pieces, as Liger Kernel cuts them"),
+        (setting.optimizer == "adamw", "AdamW of the foreach kind, with one more temporary of the gradients' size"),
+        (setting.optimizer.startswith("paged"), "the optimiser's pages lie in the CPU's memory"),
+        (setting.shares > 1, "one unit a block, and one for embedding, output layer and norm, which stays whole"),
+        (setting.sharding == "ddp" and setting.gpus > 1, "DDP's buckets hold the gradients a second time"),
+        (setting.sharding == "zero2" and setting.gpus > 1, "a bucket of DeepSpeed's default size, 5e8 numbers"),
+        (setting.cpu_offload, "the optimiser steps on the CPU"),
+        (shape.family == "bert", "a classifier of two classes"),
+    ]  # fmt: skip
+    return [text for holds, text in facts if holds]
+
+
+def disk_bytes(shape: Shape, setting: Setting, checkpoints: int = 2) -> dict[str, int]:
     """Bytes on disk of a run: base model in bfloat16, checkpoints, tuned weights.
 
     A checkpoint holds the trained weights and AdamW's two moments, all float32: 12 bytes for a parameter.
-
-    Args:
-        config: of the base model.
-        method: full, or lora on every linear layer but the output layer.
-        rank: LoRA's rank.
-        checkpoints: how many are kept at a time.
     """
-    total = parameters(config)
-    trained = total if method == "full" else lora_parameters(config, rank)
-    return {"base model": 2 * total, "checkpoints": checkpoints * 12 * trained, "result": 4 * trained}
+    trained = trained_parameters(shape, setting)
+    return {
+        "base model": 2 * shape.parameters,
+        "checkpoints": checkpoints * 12 * trained,
+        "result": 4 * trained,
+    }
+
+
+# A reader's own rule may stand beside it: these three are common.
+RULES: dict[str, Callable[[Shape, Setting], int]] = {
+    "weights only": lambda shape, setting: weight_bytes(shape, setting),
+    "weights × 4 (Accelerate's estimate)": lambda shape, setting: 4 * weight_bytes(shape, setting),
+    "18, 8 or 2 bytes a parameter": lambda shape, setting: (
+        (18 if setting.master_weights else 8 if setting.full else 2) * shape.parameters
+    ),
+}

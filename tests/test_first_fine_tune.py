@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import GPT2Config
 
 from ftdocs.data.prepare import check_length
-from ftdocs.memory import parameters
 from ftdocs.recipe import Recipe
+from ftdocs.shapes import shape
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +58,7 @@ def test_the_gpu_size_is_the_published_model_and_its_thinned_copy_trains(
     assert (recipe.model, recipe.data.name, recipe.method.name) == ("gpt2", "wikitext-2", "full")
     config = GPT2Config()  # the defaults are those of openai-community/gpt2
     check_length(config, recipe.train.seq_len)
-    assert parameters(config) == 124_439_808  # 124M, as published
+    assert shape(config.to_dict()).parameters == 124_439_808  # 124M, as published
 
     hub.add("openai-community/gpt2", tiny_gpt2_repo)
     hub.add("Salesforce/wikitext", tiny_wikitext_repo, kind="dataset")
