@@ -33,11 +33,13 @@ class Block:
 
 def clean_block(block: Block) -> Block:
     """A block with clean text and no blank lines around it; a heading and a name are one line."""
-    text = clean_text(block.text).lstrip("\n").rstrip()
-    return Block(
-        block.kind, one_line(text) if block.kind == "heading" else text, block.where, block.level,
-        one_line(clean_text(block.name)), clean_text(block.meaning).strip(),
-    )  # fmt: skip
+    # PDFs give halves of surrogate pairs, which no file can hold.
+    text, name, meaning = (
+        clean_text(words.encode(errors="ignore").decode())
+        for words in (block.text, block.name, block.meaning)
+    )
+    text = one_line(text) if block.kind == "heading" else text.lstrip("\n").rstrip()
+    return Block(block.kind, text, block.where, block.level, one_line(name), meaning.strip())
 
 
 def one_line(text: str) -> str:

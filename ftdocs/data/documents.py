@@ -5,6 +5,7 @@ The packages that read them come with ``pip install ftdocs[documents]``.
 
 import logging
 import re
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ SEPARATOR = "\n\n"  # between the blocks of a document
 LARGEST = {".pdf": 300, ".docx": 100}  # millions of bytes
 LARGEST_TEXT = 20  # of the other kinds, which are parsed as a whole
 PAGE = 3000  # characters
+FEWEST = 3  # documents: one each to train on, to watch the training, and for the final figure
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,13 @@ def read_pdf(path: Path) -> Read:
         raise InputError(
             f"{path}: no text in its {len(pages)} pages, so it is a scan; "
             f"recognise its text first, for example: ocrmypdf {path.name} text-{path.name}"
+        )
+    signs = [sign for page in pages for sign in page if not sign.isspace()]
+    unknown = sum(sign == "\ufffd" or unicodedata.category(sign) in ("Co", "Cn", "Cs") for sign in signs)
+    if unknown > 0.2 * len(signs):
+        raise InputError(
+            f"{path}: its fonts do not say which letters they draw; recognise its text first, for example: "
+            f"ocrmypdf --force-ocr {path.name} text-{path.name}"
         )
     pages, running = without_running_lines(pages)
     blocks = [
