@@ -16,7 +16,7 @@ from ftdocs.errors import InputError
 
 Row = dict[str, Any]
 WAYS = ("bm25", "minilm")
-WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*|\w+")
+NAME = re.compile(r"\w+(?:[-']\w+)*")
 AT_ONCE = 256  # questions whose scores are in memory together
 
 
@@ -44,9 +44,9 @@ class Hit:
 def words(text: str) -> list[str]:
     """The words of a text as BM25 compares them: in lower case, a name such as ``seq_len`` whole and in its parts."""
     found = []
-    for name in re.findall(r"[\w'-]+", text.casefold()):
-        parts = WORD.findall(name)
-        found += parts if len(parts) == 1 else [name, *parts]
+    for name in NAME.findall(text.casefold()):
+        parts = name.replace("_", " ").split()
+        found += parts if parts == [name] else [name, *parts]
     return found
 
 

@@ -75,18 +75,23 @@ def markdown_blocks(text: str, unit: str = "line", first: int = 1, depth: int = 
         elif token.type in ("fence", "code_block", "colon_fence", "table_open"):
             yield from gathered()
             if token.type in ("fence", "colon_fence") and PROSE.match(token.info.strip()) and depth < DEEPEST:
-                yield from markdown_blocks(directive(token), unit, first + start + 1, depth + 1)
+                words = token.info.strip().partition("}")[2].strip()
+                yield Block("text", words * has_words(words), block("text", start, end).where)
+                yield from markdown_blocks(without_options(token.content), unit, first + start + 1, depth + 1)
             else:
                 yield block("table" if token.type == "table_open" else "code", start, end)
     yield from gathered()
 
 
-def directive(token: Any) -> str:
-    """The content of a MyST directive, its options left out, the words after its name before it."""
+def without_options(content: str) -> str:
+    """The content of a MyST directive with blank lines in place of its options."""
     options = r"\A(?:---\n(?:.*\n)*?---\n|(?:[ \t]*:[\w-]+:.*\n)+)"
-    content = re.sub(options, lambda found: "\n" * found[0].count("\n"), token.content)
-    words = token.info.strip().partition("}")[2].strip()
-    return f"{words}\n\n{content}" if re.search(r"[^\W\d_]", words) else content
+    return re.sub(options, lambda found: "\n" * found[0].count("\n"), content)
+
+
+def has_words(text: str) -> bool:
+    """Whether there is a letter in it: what stands after a directive's name may be the number of columns."""
+    return re.search(r"[^\W\d_]", text) is not None
 
 
 def read_html(path: Path) -> Read:
@@ -135,12 +140,11 @@ def html_walk(node: Any) -> Iterator[Block]:
 
 def html_block(tag: Any, where: str) -> Iterator[Block]:
     """The blocks of one element that is a block or holds some."""
-    plain = not tag.find(STRUCTURE)
     if tag.name in HEADINGS:
         yield Block("heading", re.sub(r"[¶#]\s*$", "", visible(tag)), where, level=int(tag.name[1]))
     elif tag.name == "pre":
         yield Block("code", tag.get_text(), where)
-    elif tag.name == "table" and plain:
+    elif tag.name == "table" and not tag.find(STRUCTURE):
         rows = [row.find_all(["th", "td"]) for row in tag.find_all("tr")]
         yield table([[visible(cell) for cell in row] for row in rows], where)
     elif tag.name in ("ul", "ol") and not tag.find([*HEADINGS, "pre", "table", "dl"]):
@@ -330,10 +334,10 @@ def rst_directive(text: str, first: int, depth: int) -> Iterator[Block]:
     if name in LEFT_OUT:
         return
     if name in CODE:
-        yield Block("code", content if content.strip() else words, f"line {first}")
+        yield Block("code", content.strip("\n") or words, f"line {first}")
     elif name in OBJECTS:
         yield Block("heading", ", ".join(signatures), f"line {first}", level=depth + 1)
         yield from rst_blocks(content, start, depth + 1)
     elif depth < 4 * DEEPEST:
-        yield Block("text", words if re.search(r"[^\W\d_]", words) else "", f"line {first}")
+        yield Block("text", words * has_words(words), f"line {first}")
         yield from rst_blocks(content, start, depth + 1)
