@@ -79,6 +79,8 @@ def test_a_folder_is_searched_with_titles_and_sources(tmp_path):
     (hit,) = found.search("How do I mount the lamp?", 1)
     assert hit.source == "lamp.md" and "mount the lamp" in hit.text and hit.where.startswith("line ")
     assert found.search("zebra") == []
+    rows = [{"text": "Take the lid off."}, {"text": "Take the lid off.", "headings": ("Giraffe", "Cleaning")}]
+    assert [hit.place for hit in Retriever(rows, ["bm25"]).search("giraffe")] == [1]
 
 
 def test_what_cannot_be_searched_is_refused():

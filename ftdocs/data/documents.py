@@ -305,13 +305,16 @@ def read_docx(path: Path) -> Read:
         if size > LARGEST[".docx"] * 1_000_000:
             raise InputError(f"{path}: {size / 1e6:,.0f} MB of text when unpacked; split it")
         document = docx.Document(str(path))
+        names = {style.style_id: style.name for style in document.styles}
         blocks: list[Block] = []
         for number, item in enumerate(document.iter_inner_content(), 1):
             where = f"paragraph {number}"
             if isinstance(item, Table):
                 blocks.append(table([[cell.text for cell in row.cells] for row in item.rows], where))
             else:
-                add_paragraph(blocks, item.text, str(item.style.name if item.style else ""), where)
+                # What `item.style` is takes a search through all styles: as long as all the rest, ten times.
+                style = names.get(item.paragraph_format.element.style) or ""
+                add_paragraph(blocks, item.text, style, where)
         title = document.core_properties.title
     except InputError:
         raise

@@ -32,7 +32,7 @@ def lines_of(path: Path) -> str:
 def read_markdown(path: Path) -> Read:
     """Markdown (CommonMark with tables, and MyST's directives): each block is what the file says, mark-up included."""
     text = lines_of(path)
-    title = re.match(r"---\n(?:(?!---).*\n)*?title:[ \t]*(.+)\n", text)
+    title = re.match(r"---\n(?:(?!---).*\n){0,50}?title:[ \t]*(.+)\n", text)
     return title[1].strip("\"' ") if title else "", list(markdown_blocks(text)), {}
 
 
@@ -46,7 +46,9 @@ def markdown_blocks(text: str, unit: str = "line", first: int = 1, depth: int = 
     from mdit_py_plugins.colon_fence import colon_fence_plugin
     from mdit_py_plugins.front_matter import front_matter_plugin
 
-    parser = MarkdownIt("commonmark").enable("table").use(front_matter_plugin).use(colon_fence_plugin)
+    # What is nested deeper than maxNesting would be passed over without a word; the default is 20.
+    parser = MarkdownIt("commonmark", {"maxNesting": 200}).enable("table")
+    parser.use(front_matter_plugin).use(colon_fence_plugin)
     lines, tokens = text.split("\n"), parser.parse(text)
     pending: list[int] = []  # first and last line of the text block that is being gathered
 
