@@ -1,12 +1,15 @@
 """A folder of documents as data: its rows, its report, and the commands that take it."""
 
+import gc
 import json
+import tracemalloc
 from pathlib import Path
 
 import make_documents
 import pytest
 from test_cli import refused
 
+from ftdocs.assets import data_path
 from ftdocs.cli import main
 from ftdocs.data.folder import folder_rows
 from ftdocs.data.prepare import load_splits
@@ -82,6 +85,30 @@ def test_the_report_counts_what_is_there(tmp_path):
     assert (
         sum("Write to [e-mail] or [e-mail], or call [telephone]." in row["text"] for row in masked.train) == 1
     )
+
+
+def test_rows_lie_on_disk_and_documents_come_one_at_a_time(tmp_path):
+    words = " ".join(
+        row["text"] for _, row in zip(range(900), read_rows(data_path("docstrings")), strict=False)
+    ).split()
+    held, size = [], 3000
+    for count in (4, 4, 16):  # the first time whatever is imported or cached on the way stays
+        folder = tmp_path / str(len(held))
+        folder.mkdir()
+        for number in range(count):
+            part = words[number * size : (number + 1) * size]
+            (folder / f"{number}.txt").write_text(
+                "\n\n".join(" ".join(part[n : n + 90]) for n in range(0, size, 90))
+            )
+        tracemalloc.start()
+        rows = folder_rows(folder, "text")
+        next(rows)  # all documents have been read
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert sum(1 for _ in rows) > 20 * count
+    more = sum(path.stat().st_size for path in folder.iterdir()) * 12 / 16
+    assert more > 200_000 and held[2] - held[1] < 0.3 * more
 
 
 def test_the_format_that_is_left_out_is_questions_where_there_are_enough(tmp_path):

@@ -129,7 +129,7 @@ def mask_row(row: Row) -> Row:
 
 # What a notice says, most telling first; a document counts once for each that it holds.
 LICENCES = {
-    "all rights reserved": re.compile(r"all\s+rights\s+reserved|alle\s+rechte\s+vorbehalten", re.I),
+    "all rights reserved": re.compile(r"all\s+rights\s+reserved", re.I),
     "confidential": re.compile(
         r"\b(?:strictly|company|private\s+and)\s+confidential\b|^\W*confidential\W*$|\bfor\s+internal\s+use\s+only\b|"
         r"\bproprietary\s+and\s+confidential\b",
