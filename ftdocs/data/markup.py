@@ -244,10 +244,17 @@ def rst_blocks(text: str, first: int = 1, depth: int = 1) -> Iterator[Block]:
 
 def rst_walk(node: Any, first: int, depth: int) -> Iterator[Block]:
     """The blocks of a docutils node's children."""
-    line = node.line or 1
     for child in node.children:
-        line = child.line or line
-        yield from rst_block(child, f"line {max(1, first + line - 1)}", first, depth)
+        yield from rst_block(child, f"line {max(1, first + line_of(child) - 1)}", first, depth)
+
+
+def line_of(node: Any) -> int:
+    """The line of a docutils node: its own, the first one within it, or that of what it stands in."""
+    found = node.line or next((each.line for each in node.findall() if each.line), None)
+    while found is None and node.parent is not None:
+        node = node.parent
+        found = node.line
+    return found or 1
 
 
 def rst_block(node: Any, where: str, first: int, depth: int) -> Iterator[Block]:
@@ -291,7 +298,7 @@ def rst_list(node: Any, where: str, first: int, depth: int) -> Iterator[Block]:
     from docutils import nodes
 
     inner = list(rst_walk(node, first, depth))
-    if all(block.kind == "text" for block in inner):
+    if all(block.kind in ("text", "term", "parameter") for block in inner):
         lines = []
         for number, item in enumerate(node.children, 1):
             mark = f"{number}. " if isinstance(node, nodes.enumerated_list) else "- "
