@@ -61,7 +61,7 @@ def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str
     after a night.
 
     Returns:
-        The recipe's path, and a note on the columns that it does not use ("" where it uses all).
+        The recipe's path, and a note on the columns or documents that it does not use ("" where it uses all).
 
     Raises:
         InputError: the data cannot be used, ``output`` is no YAML file, or is there already (it is not overwritten).
@@ -116,7 +116,7 @@ def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str
         Recipe.load(trial, environment=False)
     with files.explain_write_errors(target):
         files.write_atomic(target, text)
-    return target, about_unused(data_file, splits.format, unused)
+    return target, about_unused(data_file, splits.format, unused) or about_skipped(data_file, splits)
 
 
 def check_folder(folder: Path) -> None:
@@ -156,6 +156,15 @@ def about_documents(splits: prepare.Splits) -> str:
     ]
     words = ". ".join(filter(None, sentences))
     return textwrap.fill(f"{words}.", 110, initial_indent="# ", subsequent_indent="# ") + "\n"
+
+
+def about_skipped(folder: Path, splits: prepare.Splits) -> str:
+    """One line on the documents that could not be read, with the first reason."""
+    skipped = splits.report.get("skipped")
+    if not skipped:
+        return ""
+    others = f" (and {len(skipped) - 1} more: ftdocs data inspect {one_line(shlex.quote(str(folder)))})"
+    return f"{one_line(str(folder))}: not read: {skipped[0]}{others if len(skipped) > 1 else ''}"
 
 
 def other_format(splits: prepare.Splits) -> str:

@@ -135,7 +135,9 @@ def test_new_inspect_and_train_take_a_folder(tmp_path, monkeypatch, capsys):
     make_documents.manual(tmp_path / "my docs.v1")
     make_documents.scan(tmp_path / "my docs.v1" / "scan.pdf")
     assert main(["new", "my docs.v1", "--json"]) == 0, capsys.readouterr().err
-    assert json.loads(capsys.readouterr().out) == {"recipe": "my docs.v1.yaml"}
+    out, note = capsys.readouterr()
+    assert json.loads(out) == {"recipe": "my docs.v1.yaml"}
+    assert note.count("\n") == 1 and "my docs.v1: not read: scan.pdf: no text in its 1 pages" in note
     written = Path("my docs.v1.yaml").read_text()
     comment = " ".join(line.strip("# ") for line in written.splitlines() if line.startswith("#"))
     assert "12 documents" in comment and "72 questions with answers" in comment
