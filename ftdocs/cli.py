@@ -123,9 +123,12 @@ def parser() -> Parser:
 
     verb("assets", show_assets, "models and data by short name, with source, licence and size")
 
-    it = verb("new", new, "look at a data file and write a commented recipe for it")
+    it = verb("new", new, "look at a data file or documents, and write a commented recipe")
     it.add_argument(
-        "data", type=Path, metavar="FILE_OR_FOLDER", help="JSONL, JSON, CSV, Parquet, or a data set"
+        "data",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="JSONL, JSON, CSV, Parquet, a data set, or documents",
     )
     it.add_argument(
         "--output", type=Path, metavar="RECIPE.yaml", help="NAME.yaml in this folder when left out"
@@ -135,7 +138,10 @@ def parser() -> Parser:
     inner = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     it = verb("inspect", inspect_data, "what would be trained on: rows, tokens, and the loss mask", inner)
     it.add_argument(
-        "data", type=Path, metavar="FILE_OR_FOLDER", help="JSONL, JSON, CSV, Parquet, or a data set"
+        "data",
+        type=Path,
+        metavar="FILE_OR_FOLDER",
+        help="JSONL, JSON, CSV, Parquet, a data set, or documents",
     )
     it.add_argument(
         "--recipe", type=Path, metavar="R", help="take model, format and lengths from this recipe"

@@ -1,10 +1,11 @@
-"""Look at a data file and write a commented recipe for it."""
+"""Look at a data file or a folder of documents and write a commented recipe for it."""
 
 import math
 import os
 import re
 import shlex
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,14 +14,15 @@ import yaml
 from ftdocs import files
 from ftdocs.data import prepare
 from ftdocs.data.annotation import training_rows
+from ftdocs.data.documents import FEWEST, visible_files
 from ftdocs.data.formats import ALSO_CALLED, recognise, unused_columns
-from ftdocs.data.read import reader
+from ftdocs.data.read import DOCUMENTS, is_documents, reader
 from ftdocs.errors import InputError
 from ftdocs.recipe import Data, Recipe, Train
 
 TEMPLATE = """\
 # Written by `ftdocs new` after a look at {name}: {rows} rows{duplicates}, format {format}{labels}{unused}.
-# What will be trained on:  ftdocs data inspect {argument} --recipe {recipe}
+{documents}# What will be trained on:  ftdocs data inspect {argument} --recipe {recipe}
 # Train:                    ftdocs train {recipe}
 model: {model:<22}  # {model_note}
 data:
@@ -55,23 +57,28 @@ FORMAT_NOTES = {
 def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str]:
     """Write a recipe for ``data_file`` (to ``NAME.yaml`` in the working folder when ``output`` is left out).
 
-    The whole file is read and checked first, so a broken row is found now and not after a night.
+    The whole file, or every document of a folder, is read and checked first, so a broken row is found now and not
+    after a night.
 
     Returns:
-        The recipe's path, and a note on the columns that it does not use ("" where it uses all).
+        The recipe's path, and a note on the columns or documents that it does not use ("" where it uses all).
 
     Raises:
         InputError: the data cannot be used, ``output`` is no YAML file, or is there already (it is not overwritten).
     """
     reader(data_file)  # refuses what is no data file
-    target = output or Path(f"{data_file.name.split('.')[0]}.yaml")
+    documents = is_documents(data_file)
+    if documents:
+        check_folder(data_file)
+    name = data_file.resolve().name
+    target = output or Path(f"{name if data_file.is_dir() else name.split('.')[0]}.yaml")
     if target.suffix.lower() not in (".yaml", ".yml"):
         raise InputError(f"{target}: the recipe is written as YAML; let the name end in .yaml")
     if target.exists():
         raise InputError(f"{target}: exists; choose another name with --output, or remove it")
     share = 0.1
     splits = prepare.load_splits(Data(path=data_file, validation=share, test=share), seed=0)
-    unused = unused_columns(training_rows(data_file), splits.format)
+    unused = {} if documents else unused_columns(training_rows(data_file), splits.format)
     is_label = splits.format == "label"
     model, seq_len = model_and_length(splits.format)
     rows = sum(len(part) for part in (splits.train, splits.validation, splits.test))
@@ -79,11 +86,12 @@ def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str
     # A path that starts from the recipe's own folder goes on working when both are moved together.
     relative = Path(os.path.relpath(data_file.resolve(), target.resolve().parent)).as_posix()
     text = TEMPLATE.format(
-        name=one_line(data_file.name),
+        name=one_line(name),
         rows=rows,
+        documents=about_documents(splits) if documents else "",
         duplicates=f" ({dropped} repeated ones left out)" if dropped else "",
         format=splits.format,
-        format_note=FORMAT_NOTES[splits.format],
+        format_note=FORMAT_NOTES[splits.format] + (other_format(splits) if documents else ""),
         labels=f" with {len(splits.labels)} classes: {listed(splits.labels)}" if splits.labels else "",
         unused=f"; not used: {listed(unused)}" if unused else "",
         argument=one_line(shlex.quote(str(data_file))),
@@ -108,7 +116,64 @@ def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str
         Recipe.load(trial, environment=False)
     with files.explain_write_errors(target):
         files.write_atomic(target, text)
-    return target, about_unused(data_file, splits.format, unused)
+    return target, about_unused(data_file, splits.format, unused) or about_skipped(data_file, splits)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder of documents from which no recipe could be made that trains."""
+    if Path.cwd().resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"{folder}: the runs would be written among the documents; go to the folder above, "
+            f"then: ftdocs new {folder.resolve().name}"
+        )
+    found = sum(path.suffix.lower() in DOCUMENTS for path in visible_files(folder))
+    if found < FEWEST:
+        raise InputError(
+            f"{folder}: {found} documents, and {FEWEST} are the least: one is held out to watch the training and one "
+            f"for the final figure; add some, or divide what there is"
+        )
+
+
+def about_documents(splits: prepare.Splits) -> str:
+    """Lines of comment on a folder of documents: what was read, what became of it, and what to look at."""
+    report = splits.report
+    skipped, copies = len(report["skipped"]), report["near_duplicate_documents"]
+    found = {
+        name: ", ".join(f"{one_line(kind)} {count}" for kind, count in sorted(report[name].items()))
+        for name in ("personal_data", "licences")
+    }
+    sentences = [
+        f"{sum(report['files'].values())} documents, about {report['pages']} pages",
+        f"{skipped} more could not be read, and `ftdocs data inspect` says why" * (skipped > 0),
+        f"{copies} nearly the same as another one" * (copies > 0),
+        f"{sum(report['pairs'].values())} questions with answers, made from headings, parameters, terms and FAQs, and "
+        f"{report['chunks']} chunks of text",
+        "No document lies in two splits",
+        f"Personal data: {found['personal_data']} (data.personal: mask hides it)"
+        * bool(report["personal_data"]),
+        f"Licences and notices: {found['licences']}. Train on them only if you may"
+        * bool(report["licences"]),
+    ]
+    words = ". ".join(filter(None, sentences))
+    return textwrap.fill(f"{words}.", 110, initial_indent="# ", subsequent_indent="# ") + "\n"
+
+
+def about_skipped(folder: Path, splits: prepare.Splits) -> str:
+    """One line on the documents that could not be read, with the first reason."""
+    skipped = splits.report.get("skipped")
+    if not skipped:
+        return ""
+    others = f" (and {len(skipped) - 1} more: ftdocs data inspect {one_line(shlex.quote(str(folder)))})"
+    return f"{one_line(str(folder))}: not read: {skipped[0]}{others if len(skipped) > 1 else ''}"
+
+
+def other_format(splits: prepare.Splits) -> str:
+    """What else a folder of documents could be trained on, for the comment beside its format."""
+    report = splits.report
+    if splits.format == "messages":
+        return f"; text: its {report['chunks']} chunks (continued pretraining)"
+    pairs = sum(report["pairs"].values())
+    return f"; messages: its {pairs} questions with answers" if pairs else ""
 
 
 def model_and_length(format: str) -> tuple[str, int]:
@@ -119,9 +184,14 @@ def model_and_length(format: str) -> tuple[str, int]:
 def first_recipe(data_file: Path) -> Recipe:
     """The model, lengths and splits that :func:`write_recipe` chooses, after a look at the first row alone.
 
+    Of a folder of documents nothing is read: model and lengths are the same for both formats that it may have.
+
     Raises:
         InputError: the file or its first row cannot be read, or its columns are no known set.
     """
+    if is_documents(data_file):
+        model, seq_len = model_and_length("text")
+        return Recipe(model=model, data=Data(path=data_file), train=Train(seq_len=seq_len))
     row = next(training_rows(data_file))
     model, seq_len = model_and_length(recognise(row, f"{data_file}, row {row['row']}"))
     return Recipe(model=model, data=Data(path=data_file), train=Train(seq_len=seq_len))

@@ -68,6 +68,9 @@ class Data(Section):
         ge=0,
         description="of the splits alone, to keep them while train.seed changes; left out: train.seed",
     )
+    personal: Literal["mask"] | None = Field(
+        None, description="mask: [e-mail], [telephone] and the like in place of personal data and secrets"
+    )
 
     @model_validator(mode="after")
     def one_source(self) -> Self:

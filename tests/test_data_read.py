@@ -101,7 +101,7 @@ BAD_TEXT_FILES = [
     ("a.parquet", b"PAR1 no", "damaged, or not a Parquet file"),
     ("a.parquet", b"", "damaged, or not a Parquet file"),
     ("a.xlsx", b"x", r"cannot read \.xlsx; these work: \.jsonl"),
-    ("a.md", b"x", "comes with a later version"),
+    ("a.md", b"x", "put it into a folder with others"),
     ("a", b"x", "a file without an ending"),
     ("a.csv", b"question,answer\na,b\n", r"\(question, answer\) are no known set; rename question to prompt and"),
     ("a.csv", b"foo,bar\na,b\n", r"\(foo, bar\) are no known set; rename them to one of: messages \| prompt, compl"),
@@ -152,8 +152,7 @@ def test_a_bad_conversation_names_row_and_message(tmp_path, messages, message):
 
 
 def test_folders_that_are_not_data(tmp_path):
-    (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(InputError, match="folder of documents comes with a later version"):
+    with pytest.raises(InputError, match="a folder without documents"):
         next(read_rows(tmp_path))
     with pytest.raises(InputError, match="no such file"):
         next(read_rows(tmp_path / "missing.jsonl"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from ftdocs.data.read import read_rows
+from ftdocs.data.read import is_documents, read_documents, read_rows
 from ftdocs.errors import InputError
 
 Row = dict[str, Any]
@@ -46,11 +46,18 @@ def export_of(row: Row) -> str | None:
     return "Labelbox JSON (v1)" if "Labeled Data" in row else None
 
 
-def training_rows(path: Path | str, report: dict[str, Any] | None = None) -> Iterator[Row]:
+def training_rows(
+    path: Path | str, report: dict[str, Any] | None = None, format: str | None = None
+) -> Iterator[Row]:
     """The rows of a data file as :func:`~ftdocs.data.read.read_rows` gives them, or those of an annotation export.
 
     An export's rows are ``text`` and ``label`` (:func:`labelled`), and ``report`` gets its counts as ``annotation``.
+    Of a folder of documents ``report`` gets all that is counted (:func:`ftdocs.data.folder.folder_rows`), and
+    ``format`` says which rows it gives.
     """
+    if is_documents(Path(path)):
+        yield from read_documents(Path(path), format, report)
+        return
     rows = read_rows(path)
     first = next(rows)
     if export_of(first) is None:

@@ -1,6 +1,6 @@
 """Texts that are nearly the same, found without comparing each with each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 from zlib import crc32
 
@@ -45,7 +45,7 @@ def bands(threshold: float, permutations: int = 128) -> tuple[int, int]:
 
 
 def near_duplicates(
-    texts: Sequence[str], threshold: float = 0.7, words: int = 3, permutations: int = 128, seed: int = 1
+    texts: Iterable[str], threshold: float = 0.7, words: int = 3, permutations: int = 128, seed: int = 1
 ) -> list[int]:
     """Give each text the number of its group, (texts,): texts of one group are nearly the same.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ftdocs.data.annotation import training_rows
 from ftdocs.data.chat import IGNORED
 from ftdocs.data.formats import unused_columns
 from ftdocs.data.prepare import encode, load_splits
+from ftdocs.data.read import is_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +33,9 @@ def inspect(recipe: "Recipe", samples: int = 3) -> dict[str, Any]:
     that are not used; ``tokens``, the lengths of the training rows before they are cut (min, median, p95, max,
     total); ``trained``, the share of the kept tokens that has a label; how many rows are ``truncated`` at
     ``seq_len``, cut into ``pieces`` (format text) and ``dropped`` as nothing trained is left of them; and
-    ``samples``, each with the ``row`` number in the file and ``pieces`` of ``{"text", "trained"}``.
+    ``samples``, each with the ``row`` number in the file and ``pieces`` of ``{"text", "trained"}``. Of a folder of
+    documents also what :func:`ftdocs.data.folder.folder_rows` counts: files read and skipped, chunks, pairs, personal
+    data and licences by kind.
     """
     splits = load_splits(recipe.data, recipe.train.seed)
     from transformers import AutoTokenizer  # after the data was found to be good: it takes seconds
@@ -41,7 +45,7 @@ def inspect(recipe: "Recipe", samples: int = 3) -> dict[str, Any]:
     report = {
         "data": str(splits.path),
         **splits.report,
-        "ignored": list(unused_columns(training_rows(splits.path), splits.format, recipe.data.group)),
+        "ignored": ignored(splits.path, splits.format, recipe.data.group),
         "model": recipe.model,
         "seq_len": recipe.train.seq_len,
     }
@@ -53,6 +57,11 @@ def inspect(recipe: "Recipe", samples: int = 3) -> dict[str, Any]:
         for row in rows[:samples]
     ]
     return report
+
+
+def ignored(path: Path, format: str, group: str | None) -> list[str]:
+    """The columns of a file that its format does not use; of documents, whose columns are ours, none."""
+    return [] if is_documents(path) else list(unused_columns(training_rows(path), format, group))
 
 
 def lengths(counts: list[int]) -> dict[str, int]:
@@ -101,8 +110,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, box=None)
     for name, value in report.items():
         if name != "samples":
-            inner = value.items() if isinstance(value, dict) else ()
-            table.add_row(name, ", ".join(f"{key} {count:,}" for key, count in inner) or _written(value))
+            table.add_row(name, "\n".join(value) if name == "skipped" and value else _written(value))
     console.print(table)
     for sample in report["samples"]:
         label = f", label {sample['label']}" if "label" in sample else ""
@@ -121,6 +129,8 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {count:,}" for key, count in value.items()) or "none"
     if isinstance(value, list):
         words = [" and ".join(map(str, one)) if isinstance(one, list) else one for one in value]
         return ", ".join(words) or "none"

@@ -11,7 +11,8 @@ from ftdocs.data.annotation import training_rows
 from ftdocs.data.chat import IGNORED, encode_chat
 from ftdocs.data.clean import clean_row, deduplicate, prompt_key, text_key
 from ftdocs.data.formats import check, class_names, is_blank, recognise
-from ftdocs.data.read import nearest
+from ftdocs.data.personal import mask_row
+from ftdocs.data.read import is_documents, nearest
 from ftdocs.data.store import Stored, keys_of, take
 from ftdocs.errors import InputError
 
@@ -94,7 +95,8 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
     """
     path = source(data)
     annotation: dict[str, Any] = {}
-    rows, format, blank = checked_rows(path, data.format, data.group, data.where, annotation)
+    column = data.group or ("document" if is_documents(path) else None)  # no document lies in two splits
+    rows, format, blank = checked_rows(path, data.format, column, data.where, annotation, data.personal)
     from ftdocs.data.split import (
         contradictions,
         split,
@@ -109,7 +111,7 @@ def load_splits(data: "Data", seed: int = 0) -> Splits:
         kept = take(kept, keys_of(kept, text_key).argsort()[: data.limit])
     labels = class_names(kept, str(path)) if format == "label" else None
     try:
-        group, stratify = data.group and "group", "label" if labels else None
+        group, stratify = column and "group", "label" if labels else None
         own = seed if data.seed is None else data.seed
         train, validation, test = split(kept, data.validation, data.test, own, group, stratify)
     except InputError as error:
@@ -129,11 +131,13 @@ def checked_rows(
     group: str | None = None,
     where: dict[str, str | int] | None = None,
     report: dict[str, Any] | None = None,
+    personal: str | None = None,
 ) -> tuple[Stored, str, int]:
     """The rows of a file, checked and cleaned; their format; and how many blank texts were passed over.
 
-    With ``where``, those rows only that have its values in its columns. Where the file is an annotation export,
-    ``report`` gets its counts.
+    With ``where``, those rows only that have its values in its columns. Where the file is an annotation export or a
+    folder of documents, ``report`` gets its counts. ``personal``, if it is ``mask``, masks personal data
+    (:mod:`ftdocs.data.personal`).
     """
     if group == "row":
         raise InputError(
@@ -141,11 +145,12 @@ def checked_rows(
             f"rename the column in the file, say to `source`"
         )
     rows, blank = Stored(keys=(text_key, prompt_key)), 0
-    for raw in training_rows(path, report):
+    for raw in training_rows(path, report, format):
         if where and not all(_value(raw, column, path) == str(value) for column, value in where.items()):
             continue
         format = format or recognise(raw, f"{path}, row {raw['row']}")
         row = clean_row(check(raw, format, str(path)))
+        row = mask_row(row) if personal == "mask" else row
         if is_blank(row, format, str(path)):
             blank += 1
             continue

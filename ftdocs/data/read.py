@@ -49,8 +49,8 @@ def reader(path: Path) -> Callable[[Path], Iterator[Row]]:
             f"{path}: is a recipe, not data; give the data file, and train with: ftdocs train {path}"
         )
     if ending in DOCUMENTS:
-        raise InputError(f"{path}: training on documents ({ending}) comes with a later version; "
-                         f"put the text into a JSONL file with a `text` field")  # fmt: skip
+        raise InputError(f"{path}: is one document ({ending}), and some have to be held out; "
+                         f"put it into a folder with others, and give the folder")  # fmt: skip
     raise InputError(
         f"{path}: cannot read {ending or 'a file without an ending'}; these work: {', '.join(READERS)}"
     )
@@ -64,14 +64,41 @@ def nearest(path: Path) -> Path | None:
     return stems[near[0]] if near else None
 
 
+def is_dataset(path: Path) -> bool:
+    """Whether a folder is what a Hugging Face dataset's ``save_to_disk`` wrote."""
+    return any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+
+
+def is_documents(path: Path) -> bool:
+    """Whether a path is a folder of documents."""
+    return (
+        path.is_dir()
+        and not is_dataset(path)
+        and any(file.suffix.lower() in DOCUMENTS and not _hidden(file, path) for file in path.rglob("*"))
+    )
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def read_documents(
+    path: Path, format: str | None = None, report: dict[str, Any] | None = None
+) -> Iterator[Row]:
+    """The rows of a folder of documents, as :func:`ftdocs.data.folder.folder_rows` makes them."""
+    from ftdocs.data.folder import folder_rows  # here, as other data need no packages that read documents
+
+    return folder_rows(path, format, report)
+
+
 def _folder_reader(path: Path) -> Callable[[Path], Iterator[Row]]:
-    if any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+    if is_dataset(path):
         return read_dataset
-    if any(file.suffix.lower() in DOCUMENTS for file in path.rglob("*")):
-        raise InputError(f"{path}: a folder of documents comes with a later version; "
-                         f"put their text into a JSONL file with a `text` field")  # fmt: skip
+    if is_documents(path):
+        return read_documents
     raise InputError(
-        f"{path}: a folder, but not a saved Hugging Face dataset; name one file ({', '.join(READERS)})"
+        f"{path}: a folder without documents ({', '.join(DOCUMENTS)}), and not a saved Hugging Face dataset; "
+        f"put some into it, or name one file ({', '.join(READERS)})"
     )
 
 
