@@ -76,6 +76,7 @@ OTHER = {
         "glue:md",
         "status",
         "record",
+        "calculator",
         "autofunction",
         "autoclass",
     ),

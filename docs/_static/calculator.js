@@ -1,0 +1,56 @@
+/* The form around planner.js: reads the settings, draws bars, and keeps the settings in the address, to be shared. */
+"use strict";
+document.addEventListener("DOMContentLoaded", () => {
+  const form = document.getElementById("calculator");
+  if (!form) return;
+  const out = form.querySelector("output"), fields = [...form.querySelectorAll("[name]")];
+  const gb = (bytes) => `${(bytes / 1e9).toFixed(2)} GB`;
+  for (const name of ["model", "gpu"])
+    for (const key of Object.keys(name === "model" ? PLANNER.models : PLANNER.gpus))
+      form.elements[name].add(new Option(key, key, key === "meta-llama/Llama-3.1-8B" || key === "A10G-24GB",
+        key === "meta-llama/Llama-3.1-8B" || key === "A10G-24GB"));
+  for (const [key, value] of new URLSearchParams(location.search))
+    if (form.elements[key]) form.elements[key].type === "checkbox"
+      ? (form.elements[key].checked = value === "true") : (form.elements[key].value = value);
+
+  function settings() {
+    const s = {};
+    for (const field of fields)
+      s[field.name] = field.type === "checkbox" ? field.checked : field.type === "number"
+        ? Math.max(1, Math.floor(Number(field.value)) || 1) : field.value;
+    return s;
+  }
+
+  function problem(s) { // what ftdocs.memory refuses too
+    if (s.gpus > 1 && s.sharding === "none") return "Several GPUs: choose how they share.";
+    if (s.method === "qlora" && s.dtype === "fp32") return "Quantised weights are multiplied in bf16 or fp16.";
+    if (s.method === "qlora" && s.gpus > 1 && s.sharding.startsWith("zero")) return "QLoRA: choose ddp or fsdp.";
+    if (s.master_weights && s.dtype === "fp32") return "The weights are float32 already.";
+    return "";
+  }
+
+  function show(event) {
+    const s = settings(), wrong = problem(s);
+    if (event) history.replaceState(null, "", `?${new URLSearchParams(s)}${location.hash}`);
+    out.replaceChildren();
+    const line = (text, tag = "p") => out.appendChild(Object.assign(document.createElement(tag), { textContent: text }));
+    if (wrong) return void line(wrong);
+    const found = planner.need(PLANNER.models[s.model], { ...s, cpu_offload: false });
+    const [low, high] = PLANNER.constants.gaps.map((g) => found.peak.total * g + PLANNER.constants.context);
+    const room = PLANNER.gpus[s.gpu];
+    line(`${gb(found.peak.total)} at ${found.peak.name}`, "strong");
+    line(`With CUDA's own share and the allocator's gaps a GPU needs ${gb(low)} to ${gb(high)}: ` +
+      `${high <= room ? "it fits" : low <= room ? "it may just fit" : "it does not fit"} on ${s.gpu} (${gb(room)}). ` +
+      `Between steps it rests at ${gb(found.resting)}.`);
+    const list = out.appendChild(document.createElement("dl"));
+    for (const [part, bytes] of Object.entries(found.peak.parts).filter(([, size]) => size > 0)) {
+      list.appendChild(document.createElement("dt")).textContent = part;
+      const value = list.appendChild(document.createElement("dd")), bar = document.createElement("span");
+      bar.style.width = `${(100 * bytes) / found.peak.total}%`;
+      value.append(bar, gb(bytes));
+    }
+  }
+  form.addEventListener("input", show);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  show();
+});

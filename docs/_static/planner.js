@@ -1,0 +1,172 @@
+/* The memory planner in the browser: ftdocs/memory.py once more, term by term. Shapes and constants come from Python
+   (docs/_ext/calculator.py writes planner-data.js), and tests/test_calculator.py holds both to the same bytes. */
+"use strict";
+const planner = (() => {
+  const floor = Math.floor, sum = (list) => list.reduce((a, b) => a + b, 0);
+  const { constants: C } = PLANNER;
+
+  function derive(shape, s) {
+    const full = s.method === "full", size = s.dtype === "fp32" ? 4 : 2, mixed = s.master_weights && full;
+    const targets = shape.linears; // all-linear
+    const loraParameters = shape.layers * sum(targets.map((l) => s.rank * (l.inputs + l.outputs)));
+    const trained = full ? shape.parameters : loraParameters;
+    return {
+      full, size, trained, targets, autocast: s.master_weights, stream: mixed ? 4 : size, weight: mixed ? 4 : size,
+      tokens: s.batch_size * s.seq_len,
+      shares: ["fsdp", "zero3"].includes(s.sharding) ? s.gpus : 1,
+      stateShares: ["fsdp", "zero2", "zero3"].includes(s.sharding) ? s.gpus : 1,
+    };
+  }
+
+  function weightBytes(shape, s, d) {
+    const adapters = d.full ? 0 : 4 * d.trained;
+    if (s.method !== "qlora") return d.weight * shape.parameters + adapters;
+    const quantised = shape.layers * sum(shape.linears.map((l) => l.inputs * l.outputs));
+    return Math.round(C.nf4 * quantised) + d.size * (shape.parameters - quantised) + adapters;
+  }
+
+  function stateBytes(shape, s, d) {
+    if (s.optimizer.startsWith("paged")) return 0;
+    if (s.optimizer === "adamw-8bit") return Math.round(C.eight_bit * d.trained);
+    return 2 * (d.full ? d.weight : 4) * d.trained;
+  }
+
+  const gradientBytes = (d) => (d.full ? d.weight : 4) * d.trained;
+
+  function norm(shape, d, read = true) {
+    const result = d.full && read && !d.autocast ? d.size * shape.hidden : 0;
+    if (!shape.gated) return d.stream * shape.hidden + 8 + result;
+    if (!d.full) return 4 * shape.hidden + 4;
+    const scaled = shape.family.startsWith("gemma") ? 4 : d.stream;
+    return 4 * shape.hidden + 4 + scaled * shape.hidden + result;
+  }
+
+  function adapterInputs(shape, s, d) {
+    if (s.dtype !== "fp32") {
+      const size = d.autocast ? d.size : 4;
+      return sum(d.targets.map((l) => size * (l.inputs + s.rank)));
+    }
+    const groups = {};
+    shape.linears.forEach((l, place) => {
+      if (l.name !== shape.ends[0]) groups[shape.ends.includes(l.name) ? l.name : floor(place / 3)] = l.inputs;
+    });
+    return 4 * (sum(Object.values(groups)) + s.rank * d.targets.length);
+  }
+
+  function keptByBlock(shape, s, d) {
+    const { size } = d, { hidden, intermediate: middle } = shape;
+    const keys = s.attention === "eager" ? shape.queries : shape.keys;
+    let attention = size * (2 * shape.queries + 2 * keys) + 4 * shape.heads;
+    if (shape.family === "phi3") attention += size * (shape.queries + shape.keys);
+    const mlp = shape.gated ? size * 3 * middle : size * middle * (shape.family === "bert" ? 1 : 4);
+    let norms = (shape.norm_count > 1 ? 2 : 1) * norm(shape, d);
+    if (shape.norm_count === 4) norms += 2 * norm(shape, d, false);
+    if (["qwen3", "gemma3_text"].includes(shape.family)) {
+      const width = shape.queries + shape.keys, scaled = shape.family === "gemma3_text" ? 4 : size;
+      norms += 4 * width + 4 * (shape.heads + shape.kv_heads) + (d.full ? scaled * width : 0);
+    }
+    let inputs;
+    if (d.full) {
+      inputs = size * middle;
+      if (d.autocast)
+        inputs += size * hidden * shape.linears.filter((l) => l.inputs === hidden && !shape.ends.includes(l.name)).length;
+    } else inputs = adapterInputs(shape, s, d);
+    const dropped = ["gpt2", "bert"].includes(shape.family) ? 2 * hidden : 0;
+    return norms + attention + mlp + inputs + dropped;
+  }
+
+  function scores(shape, s, d) {
+    if (s.attention !== "eager") return 0;
+    let each = ["gpt2", "bert"].includes(shape.family) ? d.size : 4 + (d.size === 2 ? 2 : 0);
+    if (shape.family === "gemma2") each += d.size;
+    return each * s.batch_size * shape.heads * s.seq_len ** 2;
+  }
+
+  function backwardOfBlock(shape, d) {
+    const { size } = d, middle = shape.intermediate, gradients = d.stream * shape.hidden;
+    if (d.full) return gradients + size * middle * (shape.gated ? 2 : 1);
+    const casts = size === 2 ? (d.autocast ? 8 : 10) : 0; // all-linear: the last layer is adapted too
+    return gradients + casts * shape.hidden + size * middle * (d.autocast ? 3 : 2);
+  }
+
+  function lossBytes(shape, s, d) {
+    if (shape.family === "bert") return 0;
+    if (!s.fused_loss) return (12 + (shape.family === "gemma2" ? d.size : 0)) * d.tokens * shape.vocabulary;
+    const pieces = Math.ceil(shape.vocabulary / shape.hidden), least = Math.ceil(d.tokens / pieces);
+    let rows = 1;
+    while (rows < least) rows *= 2;
+    return d.tokens * shape.hidden * d.size + rows * shape.vocabulary * (d.size + 4);
+  }
+
+  function gatheredBytes(shape, s, d) {
+    const trained = gradientBytes(d);
+    if (s.gpus === 1) return [0, 0];
+    if (s.sharding === "ddp") return [0, trained];
+    if (s.sharding === "zero2") return [0, Math.min(C.bucket * (d.full ? d.weight : 4), trained)];
+    const root = d.weight * shape.root, block = floor((weightBytes(shape, s, d) - root) / shape.layers);
+    const byBlock = floor((trained - (d.full ? d.weight * shape.root : 0)) / shape.layers);
+    return [root + 2 * block, 2 * byBlock];
+  }
+
+  function moments(shape, s) {
+    const d = derive(shape, s), { tokens } = d, L = shape.layers, offload = s.cpu_offload;
+    const weights = offload && d.shares > 1 ? 0 : floor(weightBytes(shape, s, d) / d.shares);
+    const state = offload ? 0 : floor(stateBytes(shape, s, d) / d.stateShares);
+    const number = d.full ? d.weight : 4, byRoot = d.full ? number * shape.root : 0;
+    const byBlock = floor((gradientBytes(d) - byRoot) / L), decoder = shape.family !== "bert";
+    const kept = tokens * keptByBlock(shape, s, d) + scores(shape, s, d), entry = tokens * d.stream * shape.hidden;
+    const held = s.checkpointing ? entry : kept, unused = d.full || s.checkpointing ? 0 : tokens * norm(shape, d);
+    const final = tokens * (norm(shape, d) + (d.autocast && d.full ? d.size * shape.hidden : 0));
+    const headCopy = d.autocast && d.full && decoder ? 2 * shape.embedding : 0;
+    const copies = d.autocast && d.full ? 2 * L * sum(shape.linears.map((l) => l.inputs * l.outputs)) + headCopy : 0;
+    const [gathered, reduced] = gatheredBytes(shape, s, d);
+    const base = { weights, optimiser: state, "gathered weights": gathered };
+    const arrived = (blocks, root = true) => {
+      const whole = root ? byRoot : 0;
+      if (offload && d.stateShares > 1)
+        return d.shares > 1 ? whole : Math.min(C.bucket * number, blocks * byBlock + whole);
+      return floor((blocks * byBlock) / d.stateShares) + (d.shares > 1 ? whole : floor(whole / d.stateShares));
+    };
+    let head = d.full && decoder ? number * shape.embedding : 0;
+    if (!(d.shares > 1 || d.stateShares === 1)) head = floor(head / d.stateShares);
+    const found = [{ name: "the loss's backward", parts: {
+      ...base, "bf16 copies": s.checkpointing ? headCopy : copies, gradients: s.fused_loss ? head : 0,
+      activations: L * held + final - unused, logits: lossBytes(shape, s, d) } }];
+    if (s.checkpointing && copies)
+      found.unshift({ name: "the end of the forward pass", parts: {
+        ...found[0].parts, "bf16 copies": copies, logits: floor((lossBytes(shape, s, d) * 10) / 12) } });
+    found.push({ name: "the last norm's backward", parts: {
+      ...base, "bf16 copies": s.checkpointing ? 0 : copies, gradients: head,
+      activations: L * held + (shape.gated ? 24 : 3) * tokens * shape.hidden - unused } });
+    const moving = tokens * backwardOfBlock(shape, d), last = shape.linears[shape.linears.length - 1];
+    const mlp = d.full ? number * (last.inputs * last.outputs + (last.bias ? last.outputs : 0)) : 0;
+    const dequantised = s.method === "qlora" ? d.size * Math.max(...shape.linears.map((l) => l.inputs * l.outputs)) : 0;
+    for (const [name, block] of [["the last block's backward", L], ["the first block's backward", 1]])
+      found.push({ name, parts: {
+        ...base, "bf16 copies": s.checkpointing ? floor(copies / L) : floor((copies * block) / L),
+        gradients: arrived(L - block, false) + head + mlp + reduced,
+        activations: (s.checkpointing || block > 1 ? (block - 1) * held : 0) + kept + (s.checkpointing ? entry : 0)
+          + moving - unused,
+        "dequantised weights": dequantised } });
+    const lookup = d.full && shape.tied && decoder ? 2 * number * shape.embedding : 0;
+    found.push({ name: "the embedding's backward", parts: {
+      ...base, gradients: arrived(L) + reduced + lookup, activations: entry } });
+    if (!offload) {
+      const whole = gradientBytes(d), temporary = s.optimizer === "adamw" ? whole : 0;
+      found.push({ name: "the optimiser's step", parts: {
+        weights, optimiser: state, gradients: floor(whole / d.stateShares),
+        buckets: s.sharding === "ddp" && s.gpus > 1 ? whole : 0,
+        "the step's temporary": floor(temporary / d.stateShares) } });
+    }
+    for (const moment of found) moment.total = sum(Object.values(moment.parts));
+    return found;
+  }
+
+  function need(shape, s) {
+    const found = moments(shape, s), last = found[found.length - 1].parts;
+    const peak = found.reduce((a, b) => (b.total > a.total ? b : a));
+    return { peak, moments: found, resting: last.weights + last.optimiser };
+  }
+
+  return { need };
+})();
