@@ -72,8 +72,8 @@ def traced_step(
             model.activation_checkpointing_enable()
             model.enable_input_require_grads()
         trained = [weight for weight in model.parameters() if weight.requires_grad]
-        kind = {"foreach": True} if optimizer == "adamw" else {"fused": True}
-        adamw = torch.optim.AdamW(trained, lr=1e-3, **kind)
+        fused = optimizer == "adamw-fused"
+        adamw = torch.optim.AdamW(trained, lr=1e-3, foreach=not fused, fused=fused)
         ids = torch.zeros(batch_size, seq_len, dtype=torch.long)
         labels = torch.zeros(batch_size, dtype=torch.long) if classes else ids
         live = Live([*model.parameters(), *model.buffers(), ids, labels])

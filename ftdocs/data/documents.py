@@ -156,7 +156,7 @@ def read_notebook(path: Path) -> Read:
 
     text = lines_of(path)
     try:
-        notebook = nbformat.reads(text, as_version=4)
+        notebook: Any = nbformat.reads(text, as_version=4)
         cells = [(cell["cell_type"], cell["source"], cell.get("outputs", [])) for cell in notebook["cells"]]
     except Exception as error:  # what is wrong with a notebook comes as many kinds of error
         raise InputError(f"{path}: not a notebook ({brief(error)}); save it again in Jupyter") from error
