@@ -277,6 +277,9 @@ def plan(options: argparse.Namespace) -> None:
         raise InputError("--fit needs a GPU to fit on: add --gpu, such as --gpu A10G-24GB")
     if (options.tokens or options.price) and not options.gpu:
         raise InputError("--tokens and --price need a GPU: add --gpu, such as --gpu A10G-24GB")
+    for name in ("tokens", "price"):
+        if (given := getattr(options, name)) is not None and given <= 0:
+            raise InputError(f"--{name} {given:g}: give a number above 0")
     if options.price and not options.tokens:
         raise InputError("--price needs --tokens: how many are trained on in all")
     own = {

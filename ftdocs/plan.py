@@ -1,9 +1,8 @@
 """Plan a training before a GPU is rented: what it takes, what makes it fit, how long it lasts, what it costs."""
 
-import json
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import resources
 from typing import Any
 
 from ftdocs import memory, shapes
@@ -35,29 +34,26 @@ class Step:
     slower: float
 
 
-def catalogue(section: str) -> dict[str, dict[str, Any]]:
-    """A section of the package's catalogue: ``gpus`` or ``instances``."""
-    text = resources.files("ftdocs").joinpath("catalogue.json").read_text(encoding="utf-8")
-    return json.loads(text)[section]  # type: ignore[no-any-return]
-
-
-def gpu_bytes(name: str) -> int:
-    """The memory of a GPU by a name of the catalogue, such as A10G-24GB, as its driver reports it.
+def gpu(name: str) -> dict[str, Any]:
+    """A GPU of the catalogue, by its name, such as A10G-24GB, or the name's beginning.
 
     Raises:
         InputError: no such GPU; the nearest are named.
     """
-    gpus = catalogue("gpus")
+    gpus = shapes.catalogue("gpus")
     by_name = {known.lower(): known for known in gpus} | {
         known.lower().split("-")[0]: known for known in gpus
     }
     if name.lower() not in by_name:
-        import difflib
-
         near = difflib.get_close_matches(name.lower(), by_name, n=2, cutoff=0.4)
         known = " or ".join(dict.fromkeys(by_name[each] for each in near)) or ", ".join(gpus)
         raise InputError(f"--gpu {name}: not in the catalogue; did you mean {known}?")
-    return int(gpus[by_name[name.lower()]]["mebibytes"]) * 2**20
+    return gpus[by_name[name.lower()]]
+
+
+def gpu_bytes(name: str) -> int:
+    """The memory of a GPU of the catalogue, as its driver reports it."""
+    return int(gpu(name)["mebibytes"]) * 2**20
 
 
 def at_least_and_most(need: Need) -> tuple[int, int]:
@@ -70,8 +66,8 @@ def fits(need: Need, capacity: int) -> bool:
     return at_least_and_most(need)[1] <= capacity
 
 
-def of_recipe(recipe: Recipe, gpus: int = 1, sharding: str | None = None) -> tuple[Shape, Setting]:
-    """The shape and the setting of a recipe, as ``ftdocs train`` would run it on a GPU: its loss is made in pieces.
+def of_recipe(recipe: Recipe) -> tuple[Shape, Setting]:
+    """The shape and the setting of a recipe, as ``ftdocs train`` would run it on one GPU: its loss is made in pieces.
 
     Raises:
         InputError: a model that the planner does not know, or a method that it has no form for.
@@ -87,8 +83,6 @@ def of_recipe(recipe: Recipe, gpus: int = 1, sharding: str | None = None) -> tup
         dtype="fp32" if asked.precision == "fp32" else "bf16",
         batch_size=asked.batch_size,
         seq_len=asked.seq_len,
-        gpus=gpus,
-        sharding=sharding or ("none" if gpus == 1 else "fsdp"),  # type: ignore[arg-type]
         optimizer="adamw-fused",
         master_weights=mixed,
         fused_loss=True,
@@ -210,7 +204,7 @@ def flops(shape: Shape, setting: Setting) -> float:
 def estimate(
     shape: Shape,
     setting: Setting,
-    gpu: str,
+    name: str,
     tokens: int | None = None,
     price: float | None = None,
     utilisation: float = UTILISATION,
@@ -220,14 +214,12 @@ def estimate(
     Args:
         shape: of the model.
         setting: of the training.
-        gpu: a name of the catalogue.
+        name: of a GPU of the catalogue.
         tokens: to train on in all; without them hours and cost are left out.
         price: of one GPU and hour.
         utilisation: the share of the GPU's dense 16-bit peak that is reached.
     """
-    gpus = catalogue("gpus")
-    name = next(known for known in gpus if gpu.lower() in (known.lower(), known.lower().split("-")[0]))
-    rate = setting.gpus * utilisation * gpus[name]["tflops"] * 1e12 / flops(shape, setting)
+    rate = setting.gpus * utilisation * gpu(name)["tflops"] * 1e12 / flops(shape, setting)
     found = {"tokens_per_second": round(rate, 1), "utilisation": utilisation}
     if tokens:
         hours = tokens / rate / 3600
@@ -238,7 +230,7 @@ def estimate(
 
 
 def report(
-    shape: Shape, setting: Setting, gpu: str | None = None, steps: list[Step] | None = None
+    shape: Shape, setting: Setting, name: str | None = None, steps: list[Step] | None = None
 ) -> dict[str, Any]:
     """What ``ftdocs plan --json`` prints."""
     need = steps[-1].need if steps else memory.need(shape, setting)
@@ -249,15 +241,15 @@ def report(
         "resting_bytes": need.resting_bytes,
         "peak_at": need.peak.name,
         "breakdown": {part: size for part, size in need.peak.parts.items() if size},
-        "fits": fits(need, gpu_bytes(gpu)) if gpu else None,
+        "fits": fits(need, gpu_bytes(name)) if name else None,
         "assumptions": need.assumptions,
         "range_bytes": [low, high],
         "moments": {moment.name: moment.total for moment in need.moments},
         "parameters": shape.parameters,
         "trained_parameters": memory.trained_parameters(shape, setting),
     }
-    if gpu:
-        found["gpu_bytes"] = gpu_bytes(gpu)
+    if name:
+        found["gpu_bytes"] = gpu_bytes(name)
     if steps:
         found["changes"] = [
             {"change": step.change, "peak_bytes": step.need.peak.total, "slower": step.slower}

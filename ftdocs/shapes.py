@@ -1,5 +1,6 @@
 """The shape of a model, read from its configuration: what can be counted without loading a weight, or torch."""
 
+import difflib
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -206,10 +207,10 @@ def shape(config: dict[str, Any], where: str = "config") -> Shape:
     )  # fmt: skip
 
 
-def catalogue() -> dict[str, dict[str, Any]]:
-    """Configurations of published models by name, as far as a shape depends on them; kept in the package."""
+def catalogue(section: str = "models") -> dict[str, dict[str, Any]]:
+    """A section of the package's catalogue: ``models`` (what a shape depends on), ``gpus`` or ``instances``."""
     text = resources.files("ftdocs").joinpath("catalogue.json").read_text(encoding="utf-8")
-    return json.loads(text)["models"]  # type: ignore[no-any-return]
+    return json.loads(text)[section]  # type: ignore[no-any-return]
 
 
 def find(name: str) -> Shape:
@@ -236,8 +237,6 @@ def find(name: str) -> Shape:
     models = catalogue()
     by_name = {key.lower(): key for key in models} | {key.lower().rpartition("/")[2]: key for key in models}
     if name.lower() not in by_name:
-        import difflib
-
         near = difflib.get_close_matches(name.lower(), by_name, n=3, cutoff=0.5)
         known = ", ".join(by_name[key] for key in near) or "a config.json"
         raise InputError(f"--model {name}: not in the catalogue; did you mean {known}? or give a config.json")

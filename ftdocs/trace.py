@@ -1,5 +1,6 @@
 """What a training step would take, traced: every operation of the real model, on tensors that have no memory."""
 
+import copy
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -43,7 +44,7 @@ def traced_step(
     hold is counted, storage by storage, as they come and go.
 
     Args:
-        config: of a decoder, or with ``classes`` of a classifier. Its attention is set to ``attention``.
+        config: of a decoder, or with ``classes`` of a classifier.
         batch_size: sequences.
         seq_len: tokens of each.
         dtype: of the weights.
@@ -57,13 +58,14 @@ def traced_step(
     Returns:
         ``{"peak": …, "resting": …}``
     """
-    config._attn_implementation = "sdpa-without-mask" if attention == "sdpa" else attention  # noqa: SLF001
+    config = copy.deepcopy(config)  # the caller's stays as it is
     config.use_cache = False
     auto = AutoModelForSequenceClassification if classes else AutoModelForCausalLM
     if classes:
         config.num_labels = classes
+    own = "sdpa-without-mask" if attention == "sdpa" else attention
     with torch.device("meta"):  # shapes alone
-        model = change(auto.from_config(config, dtype=DTYPES[dtype]))
+        model = change(auto.from_config(config, dtype=DTYPES[dtype], attn_implementation=own))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         model.tie_weights()  # which each had a tensor of its own after that

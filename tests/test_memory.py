@@ -140,6 +140,25 @@ def test_other_architectures_do_too(name):
         compare(CONFIGS[name], replace(setting, master_weights=True), LOOSE.get(name, 0.005))
 
 
+def test_a_classifier_needs_what_a_trace_of_its_step_holds():
+    config = BertConfig(
+        hidden_size=256, num_hidden_layers=3, num_attention_heads=8, intermediate_size=1024, vocab_size=8000,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    for change in ({}, {"checkpointing": True}, {"batch_size": 1, "seq_len": 16}):
+        setting = replace(Setting(batch_size=8, seq_len=256), **change)
+        traced = traced_step(
+            config, setting.batch_size, setting.seq_len, checkpointing=setting.checkpointing, classes=2
+        )
+        need = memory.need(shape_of(config), setting)
+        # Two dropouts a block, each with a mask of a byte a number: they are off here, and a CPU's would be larger.
+        kept = 1 if setting.checkpointing else config.num_hidden_layers
+        blocks = kept if "backward" in need.peak.name and setting.seq_len > 16 else 0
+        masks = blocks * 2 * config.hidden_size * setting.tokens
+        assert need.resting_bytes == pytest.approx(traced["resting"], rel=0.002)
+        assert need.peak.total - masks == pytest.approx(traced["peak"], rel=0.02)
+
+
 @pytest.mark.parametrize("targets", ["all-linear", "q_proj,v_proj"])
 @pytest.mark.parametrize("kind", [{}, {"checkpointing": True}, {"master_weights": True}, {"dtype": "fp32"}])
 def test_adapters_too(kind, targets):
@@ -320,6 +339,7 @@ def test_a_recipe_can_be_planned(capsys, tmp_path):
         ("--model Llama-3.1-8B --fit", "--fit needs a GPU"),
         ("--model Llama-3.1-8B --batch-size 0", "batch_size is 0; give at least 1"),
         ("--model Llama-3.1-8B --gpu A10G --price 1", "--price needs --tokens"),
+        ("--model Llama-3.1-8B --gpu A10G --tokens -5", "--tokens -5: give a number above 0"),
         ("--model Llama-3.1-8B --gpu A10G --utilisation 2", "is a share of the peak"),
         ("--model Llama-3.1-405B --gpu A10G --fit", "take more GPUs"),
     ],

@@ -38,7 +38,7 @@ def data() -> dict[str, Any]:
         "models": {
             name: described(shapes.shape(config, name)) for name, config in shapes.catalogue().items()
         },
-        "gpus": {name: plan.gpu_bytes(name) for name in plan.catalogue("gpus")},
+        "gpus": {name: plan.gpu_bytes(name) for name in shapes.catalogue("gpus")},
         "constants": {
             "nf4": memory.NF4,
             "eight_bit": memory.EIGHT_BIT,
