@@ -1,6 +1,7 @@
 """Measured memory: a peak that is over again is seen, and an error gets through."""
 
 import pytest
+import torch
 
 from ftdocs import hardware, measure
 
@@ -24,6 +25,21 @@ print(measure.measured_peak(work), measure.measured_peak(lambda: None))
     block, nothing = map(int, done.stdout.split())
     assert block == pytest.approx(200e6, rel=0.05)
     assert nothing < 20e6
+
+
+@pytest.mark.skipif(hardware.device().type == "mps", reason="MPS counts what the allocator holds")
+def test_an_allocated_peak_is_exact() -> None:
+    device = hardware.device()
+    there = torch.ones(1_000_000, device=device)
+
+    def work() -> torch.Tensor:
+        a = torch.ones(2_000_000, device=device)  # 8 MB
+        b = a + 1  # 8 MB more
+        del a
+        return b[:1_000_000] * there  # 4 MB beside b
+
+    assert measure.allocated_peak(work) == pytest.approx(16e6, abs=64)  # and a number or two
+    assert measure.allocated_peak(lambda: None) == 0
 
 
 def test_a_measured_peak_lets_an_error_through() -> None:

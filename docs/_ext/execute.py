@@ -230,8 +230,12 @@ def _digest(value: object) -> str:
 # Running a page ---------------------------------------------------------------------------------------------------
 
 
-def run_page(book: Book, path: Path) -> Run:
-    """Run every fence of a page, and keep what came of it beside the notebook with its outputs."""
+def run_page(book: Book, path: Path, threads: int | None = None) -> Run:
+    """Run every fence of a page, and keep what came of it beside the notebook with its outputs.
+
+    Args:
+        threads: of each process that the page starts, where another page runs beside it.
+    """
     page = name(path, book.root)
     fences = read(path, book.root)
     nb = notebook(path, fences)
@@ -251,6 +255,8 @@ def run_page(book: Book, path: Path) -> Run:
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
     env = environment(book.profile, book.build / "runs")
+    if threads:
+        env["OMP_NUM_THREADS"] = str(threads)
     checked = _run_fences(fences, nb, Sandbox(folder, env), _kernel_environment(book, fences, report))
     seen = json.loads(report.read_text()) if report.is_file() else {"peak_bytes": 0, "reached": {}}
     if len(checked) == len(fences):  # else a cell has failed, and what came after it never ran
