@@ -15,12 +15,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run or to resume")
     parser.add_argument(
-        "--check", action="store_true", help="run one case again and compare it with the record"
+        "--check",
+        action="store_true",
+        help="run one case again and compare it with the record; a stale one that holds is marked as confirmed",
     )
     options = parser.parse_args()
     try:
         for name in options.names:
-            if options.check:
+            if options.check and records.state(name, RESULTS) == "stale":
+                confirmed = records.confirm(name, RESULTS).confirmed or {}
+                print(f"{name}: confirmed, {confirmed['case']}")
+            elif options.check:
                 print(f"{name}: as recorded, {records.check(name, RESULTS)}")
             else:
                 record = records.make(name, RESULTS)
@@ -35,7 +40,7 @@ def main() -> int:
         return 2
     for name in [] if options.names else records.names(RESULTS):
         state = records.state(name, RESULTS)
-        took = f"{records.load(name, RESULTS).seconds:.0f} s" if state in ("fresh", "stale") else "?"
+        took = f"{records.load(name, RESULTS).seconds:.0f} s" if state not in ("missing", "partial") else "?"
         print(f"{name:30} {state:8} {took}")
     return 0
 

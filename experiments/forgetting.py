@@ -1,10 +1,10 @@
 """How much general ability does fine-tuning on a narrow text cost, and what protects it?
 
 Held fixed: SmolLM2-135M-Instruct, `recipes/forgetting.yaml` (docstrings of Python libraries), its split, and how many
-of its tokens are trained on: with replay the general tokens come on top, in more steps. Ways: every weight at a high
-and at a low rate, every weight at the high rate with a fifth of the tokens being web pages (replay), and LoRA. The seed
-changes the order of the rows, the replayed pages, and the adapters' first weights. Columns: perplexity on held-out
-docstrings, and on web pages that no way is trained on, before and after.
+of its tokens are trained on: with replay the general tokens come on top, in more steps. Ways: every weight at a high rate,
+and at a tenth of it, each also with a fifth of the tokens being web pages (replay); and LoRA. The seed changes the
+order of the rows, the replayed pages, and the adapters' first weights. Columns: perplexity on held-out docstrings, and
+on web pages that no way is trained on, before and after.
 """
 
 import math
@@ -24,9 +24,10 @@ from ftdocs.train import choose_weights
 RECIPE = Path(__file__).parents[1] / "recipes/forgetting.yaml"
 SEEDS = [0, 1, 2]
 WAYS = {  # settings, and the share of replayed tokens
-    "full, high rate": (["method.name=full", "train.learning_rate=1.0e-3"], 0.0),
-    "full, high rate, replay": (["method.name=full", "train.learning_rate=1.0e-3"], 0.2),
-    "full, low rate": (["method.name=full", "train.learning_rate=5.0e-5"], 0.0),
+    "high rate": (["method.name=full", "train.learning_rate=2.0e-3"], 0.0),
+    "high rate, replay": (["method.name=full", "train.learning_rate=2.0e-3"], 0.2),
+    "a tenth": (["method.name=full", "train.learning_rate=2.0e-4"], 0.0),
+    "a tenth, replay": (["method.name=full", "train.learning_rate=2.0e-4"], 0.2),
     "LoRA": (["method.name=lora", "train.learning_rate=1.0e-3"], 0.0),
 }
 TOLERANCE = {"narrow_before": 0.01, "general_before": 0.01, "narrow_after": 0.05, "general_after": 0.05}

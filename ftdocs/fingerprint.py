@@ -30,11 +30,11 @@ def code_fingerprint(*roots: str | Path, package: Path = PACKAGE) -> str:
     for path in sorted(
         {*reached(*roots, package=package), *(root for root in roots if isinstance(root, Path))}
     ):
-        digest.update(f"{path.name}\0{_meaning(_read(path))}\0".encode())
+        digest.update(f"{path.name}\0{meaning(_read(path))}\0".encode())
     return digest.hexdigest()
 
 
-def _meaning(source: str) -> str:
+def meaning(source: str) -> str:
     """A module's syntax tree without docstrings, written in a way that is the same in every Python version."""
     tree = ast.parse(source)
     for node in ast.walk(tree):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +22,7 @@ from typing import Any
 
 from ftdocs import files, hardware
 from ftdocs.errors import InputError
-from ftdocs.fingerprint import code_fingerprint, reached
+from ftdocs.fingerprint import code_fingerprint, meaning, reached
 
 RESULTS = Path("results")
 
@@ -45,6 +45,8 @@ class Record:
         versions: of Python and of the packages that matter.
         fingerprint: of the experiment and of what it reaches.
         recipe: of the first case, as it was resolved; None where the experiment has none.
+        confirmed: of the last :func:`confirm`, if there was one: ``fingerprint``, ``commit``, ``date``, ``device`` and
+            the ``case`` that was run again.
     """
 
     name: str
@@ -60,12 +62,16 @@ class Record:
     versions: dict[str, str]
     fingerprint: str
     recipe: str | None = None
+    confirmed: dict[str, Any] | None = None
     folder: Path = RESULTS
 
     @property
-    def stale(self) -> bool:
-        """Whether the experiment, or code that it reaches, has changed since."""
-        return fingerprint(source(self.name, self.folder)) != self.fingerprint
+    def state(self) -> str:
+        """``fresh``; ``confirmed``: code that it reaches has changed, and one case came out the same; or ``stale``."""
+        now = fingerprint(source(self.name, self.folder))
+        if now == self.fingerprint:
+            return "fresh"
+        return "confirmed" if self.confirmed and now == self.confirmed["fingerprint"] else "stale"
 
 
 def load(name: str, folder: Path | str = RESULTS) -> Record:
@@ -93,9 +99,9 @@ def names(folder: Path = RESULTS) -> list[str]:
 
 
 def state(name: str, folder: Path = RESULTS) -> str:
-    """``fresh``, ``stale``, ``missing``, or ``partial``: begun, and not finished."""
+    """:attr:`Record.state`, or ``missing``, or ``partial``: begun, and not finished."""
     if (Path(folder) / f"{name}.json").is_file():
-        return "stale" if load(name, folder).stale else "fresh"
+        return load(name, folder).state
     return "partial" if (Path(folder) / f"{name}.partial.json").is_file() else "missing"
 
 
@@ -123,10 +129,7 @@ def make(name: str, folder: Path = RESULTS, progress: Callable[[str], None] = pr
         InputError: there is no such experiment, or what it reaches is not committed.
     """
     module = experiment(name, folder)
-    if changed := _uncommitted(source(name, folder)):
-        raise InputError(
-            f"{changed[0]}: changed since the last commit, which the record would name: commit it first"
-        )
+    _refuse_uncommitted(name, folder)
     partial = Path(folder) / f"{name}.partial.json"
     origin = {
         "fingerprint": fingerprint(source(name, folder)),
@@ -159,10 +162,18 @@ def make(name: str, folder: Path = RESULTS, progress: Callable[[str], None] = pr
         recipe=module.recipe(cases[0]).to_yaml() if hasattr(module, "recipe") else None,
         folder=Path(folder),
     )
-    kept = {key: value for key, value in asdict(record).items() if key != "folder"}
-    files.write_atomic(Path(folder) / f"{name}.json", json.dumps(kept, indent=1) + "\n")
+    _write(record)
     partial.unlink(missing_ok=True)
     return record
+
+
+def _write(record: Record) -> None:
+    kept = {
+        key: value
+        for key, value in asdict(record).items()
+        if key != "folder" and not (key == "confirmed" and value is None)
+    }
+    files.write_atomic(record.folder / f"{record.name}.json", json.dumps(kept, indent=1) + "\n")
 
 
 def check(name: str, folder: Path | str = RESULTS, row: int | None = None) -> dict[str, Any]:
@@ -189,6 +200,36 @@ def check(name: str, folder: Path | str = RESULTS, row: int | None = None) -> di
     return {**case, **again}
 
 
+def confirm(name: str, folder: Path | str = RESULTS) -> Record:
+    """:func:`check` a record whose code has changed since it was made; it is no longer stale if it holds.
+
+    One case is not all of them: the record keeps its date and its commit, and says which case was run again, and when.
+
+    Raises:
+        AssertionError: the case did not come out as recorded.
+        InputError: the experiment itself or its recipe has changed, so that there is nothing to compare; or code that
+            is not committed.
+    """
+    record, path = load(name, folder), source(name, Path(folder))
+    _refuse_uncommitted(name, Path(folder))
+    root = path.parents[1]
+    for own in (path, *_recipes(path)):
+        before = _git(root, "show", f"{record.commit}:{own.relative_to(root).as_posix()}")
+        if before is None or _changed(before, own):
+            raise InputError(f"{own.relative_to(root)}: not as in the record's commit: make the record anew")
+    case = check(name, folder)
+    now = {
+        "fingerprint": fingerprint(path),
+        "commit": _commit(Path(folder)),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "device": hardware.device_name(),
+        "case": case,
+    }
+    record = replace(record, confirmed=now)
+    _write(record)
+    return record
+
+
 def experiment(name: str, folder: Path = RESULTS) -> ModuleType:
     """The experiment as a module.
 
@@ -206,6 +247,19 @@ def experiment(name: str, folder: Path = RESULTS) -> ModuleType:
     sys.modules[spec.name] = module  # so that what it defines can be pickled to other processes
     spec.loader.exec_module(module)
     return module
+
+
+def _changed(before: str, path: Path) -> bool:
+    """Whether a file differs from an earlier text of it; of Python, in more than comments and layout."""
+    now = path.read_text(encoding="utf-8")
+    return meaning(before) != meaning(now) if path.suffix == ".py" else before != now
+
+
+def _refuse_uncommitted(name: str, folder: Path) -> None:
+    if changed := _uncommitted(source(name, folder)):
+        raise InputError(
+            f"{changed[0]}: changed since the last commit, which the record would name: commit it first"
+        )
 
 
 def _commit(folder: Path) -> str | None:

@@ -72,7 +72,6 @@ def test_a_record_says_where_it_comes_from(folder: Path):
 def test_a_record_is_stale_once_its_code_has_changed(folder: Path):
     records.make("squares", folder, progress=lambda line: None)
     edit(folder, "FACTOR = 0, 1", "FACTOR = 0, 2")
-    assert records.load("squares", folder).stale
     assert records.state("squares", folder) == "stale"
 
 
@@ -109,18 +108,18 @@ def test_a_record_keeps_the_recipe_as_it_was_resolved(folder: Path):
     assert "model: gpt2" in kept and "seed: 0" in kept
 
 
+def git(root: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", str(root), *identity, *arguments], check=True, capture_output=True)
+
+
 def test_no_record_is_made_of_what_is_not_committed(folder: Path):
     root = folder.parent
-
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", "-C", str(root), *identity, *arguments], check=True, capture_output=True)
-
-    git("init")
+    git(root, "init")
     with pytest.raises(InputError, match=r"experiments/squares\.py: changed since the last commit"):
         records.make("squares", folder, progress=lambda line: None)
-    git("add", "experiments")
-    git("commit", "-m", "squares")
+    git(root, "add", "experiments")
+    git(root, "commit", "-m", "squares")
     (root / "notes.txt").write_text("what the experiment does not reach does not matter")
     assert len(records.make("squares", folder, progress=lambda line: None).commit) == 40
     edit(folder, "FACTOR = 0, 1", "FACTOR = 0, 2")
@@ -136,6 +135,42 @@ def test_a_repetition_is_compared_within_the_stated_tolerance(folder: Path):
     edit(folder, "FACTOR = 0, 1.05", "FACTOR = 0, 1.2")
     with pytest.raises(AssertionError, match=r"square is 4\.8 now, 4 in the record"):
         records.check("squares", folder, row=0)
+
+
+def test_a_stale_record_is_confirmed_by_one_case_and_no_longer_than_its_code_stays(folder: Path, monkeypatch):
+    git(folder.parent, "init")
+    git(folder.parent, "add", "experiments")
+    git(folder.parent, "commit", "-m", "squares")
+    made = records.make("squares", folder, progress=lambda line: None)
+    code = records.fingerprint
+    monkeypatch.setattr(records, "fingerprint", lambda path: code(path) + "the package has changed")
+    assert records.state("squares", folder) == "stale"
+    confirmed = records.confirm("squares", folder)
+    assert records.state("squares", folder) == "confirmed"
+    assert confirmed.confirmed["case"] in [
+        {k: row[k] for k in ("seed", "side", "square")} for row in made.rows
+    ]
+    assert (confirmed.date, confirmed.rows) == (made.date, made.rows)
+    monkeypatch.setattr(records, "fingerprint", lambda path: code(path) + "and once more")
+    assert records.state("squares", folder) == "stale"
+
+
+def test_a_record_is_not_confirmed_when_its_case_comes_out_otherwise_or_when_it_asks_something_else(
+    folder: Path,
+):
+    git(folder.parent, "init")
+    git(folder.parent, "add", "experiments")
+    git(folder.parent, "commit", "-m", "squares")
+    records.make("squares", folder, progress=lambda line: None)
+    edit(folder, "FACTOR = 0, 1", "FACTOR = 0, 1.05")
+    with pytest.raises(InputError, match="commit it first"):
+        records.confirm("squares", folder)
+    git(folder.parent, "commit", "-am", "another question")
+    with pytest.raises(
+        InputError, match=r"experiments/squares\.py: not as in the record's commit: make the record anew"
+    ):
+        records.confirm("squares", folder)
+    assert records.state("squares", folder) == "stale"
 
 
 def test_a_killed_experiment_goes_on_where_it_stopped(folder: Path):

@@ -137,10 +137,14 @@ class RecordDirective(SphinxDirective):
         self.env.note_dependency(str(records.source(record.name, folder)))
         count = len(record.seeds)
         seeds = f"{count} seed{'s' * (count > 1)}, " if count else ""
-        stale = " **Stale:** its code has changed since." if record.stale else ""
+        state = {
+            "stale": " **Stale:** its code has changed since.",
+            "confirmed": " Code that it reaches has changed since; one case of it, run again"
+            f" {(record.confirmed or {}).get('date', '')[:10]}, came out as recorded.",
+        }.get(record.state, "")
         text = (
             f"**Recorded run** `{record.command}`: {len(record.rows)} cases, {seeds}{record.seconds:.0f} s on "
-            f"{record.device}, {record.date[:10]}, commit `{(record.commit or 'unknown')[:12]}`.{stale}"
+            f"{record.device}, {record.date[:10]}, commit `{(record.commit or 'unknown')[:12]}`.{state}"
         )
         box = nodes.container("", *self.parse_text_to_nodes(text), classes=["book-record"])
         return [box]
@@ -224,7 +228,7 @@ def _records(folder: Path) -> list[tuple]:
     rows = []
     for each in records.names(folder):
         state = records.state(each, folder)
-        record = records.load(each, folder) if state in ("fresh", "stale") else None
+        record = records.load(each, folder) if state not in ("missing", "partial") else None
         known = (f"{record.seconds:.0f}", record.device, record.date[:10]) if record else ("", "", "")
         rows.append((f"`{each}`", state, *known))
     return rows
