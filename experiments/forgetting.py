@@ -1,10 +1,10 @@
 """How much general ability does fine-tuning on a narrow text cost, and what protects it?
 
 Held fixed: SmolLM2-135M-Instruct, `recipes/forgetting.yaml` (docstrings of Python libraries), its split, and how many
-of its tokens are trained on: with replay the general tokens come on top, in more steps. Ways: every weight at a high rate,
-and at a tenth of it, each also with a fifth of the tokens being web pages (replay); and LoRA. The seed changes the
-order of the rows, the replayed pages, and the adapters' first weights. Columns: perplexity on held-out docstrings, and
-on web pages that no way is trained on, before and after.
+of its tokens are trained on: with replay the general tokens come on top, in more steps. Ways: every weight at a high
+rate, and at a tenth of it, each also with a fifth of the tokens being web pages (replay); and LoRA. The seed changes
+the order of the rows, the replayed pages, and the adapters' first weights. Columns: perplexity on held-out docstrings,
+and on web pages that no way is trained on, before and after.
 """
 
 import math
