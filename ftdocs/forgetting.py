@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ftdocs import assets, evaluate, models
+from ftdocs import assets, evaluate, loss, models
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 from ftdocs.evaluate import Encoded
@@ -50,8 +50,10 @@ def general_losses(
             f"documents is {documents}; of {seq_len} tokens or more there are {len(long)} web pages"
         )
     pad = models.pad_token_id(tokenizer)
-    losses = [evaluate.held_out_loss(model, [row], pad, precision=precision) for row in long[:documents]]
-    return np.array(losses)
+    with loss.chunked(model):  # once around all: whether it may be is found out by trying
+        return np.array(
+            [evaluate.held_out_loss(model, [row], pad, precision=precision) for row in long[:documents]]
+        )
 
 
 def general_perplexity(model: nn.Module, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> float:

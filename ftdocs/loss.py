@@ -97,6 +97,12 @@ def chunked(model: Any) -> Iterator[None]:
     whole story (a classifier; one that caps or scales its logits; a head that is no plain linear layer) keeps its loss.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head: Any = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if (
+        head is not None and vars(head).get("forward") is hand_on
+    ):  # a block around this one has found out already
+        yield
+        return
     # A model in shards cannot be tried out here; whoever took it apart stands in such a block already.
     if processes.is_sharded(model) or not is_plain(base):
         yield
@@ -114,15 +120,11 @@ def _handing_on(base: Any) -> Iterator[None]:
         # Trainer divides by the labels of a whole step, of which this batch may have none.
         return chunked_loss(logits, head, labels, kwargs.get("num_items_in_batch"))
 
-    before = vars(head).get("forward")  # set already where a block stands within another
     head.forward, base.loss_function = hand_on, from_hidden
     try:
         yield
     finally:
-        if before is None:
-            del head.forward
-        else:
-            head.forward = before
+        del head.forward
         base.loss_function = loss_function
 
 
@@ -135,7 +137,7 @@ def hand_on(input: torch.Tensor) -> torch.Tensor:
 def is_plain(model: Any) -> bool:
     """Whether a model's loss is cross-entropy of its output layer's product and nothing else, found out by trying."""
     head: Any = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if type(head) is not nn.Linear or vars(head).get("forward", hand_on) is not hand_on:
+    if type(head) is not nn.Linear or "forward" in vars(head):
         return False  # no head, another kind, or one that a library has put a hook on
     ids = torch.arange(1, 9, device=next(model.parameters()).device)[None]
     training = model.training
