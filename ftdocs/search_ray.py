@@ -112,7 +112,12 @@ def by_ray(plan: Plan) -> None:
                     partial(trial, recipe=plan.recipe, folder=plan.folder.resolve()),
                     {"cpu": 1, "gpu": 1 if gpus else 0},
                 ),
-                tune_config=tune.TuneConfig(search_alg=asked, scheduler=Stopping(asked), num_samples=-1),
+                tune_config=tune.TuneConfig(
+                    search_alg=asked,
+                    scheduler=Stopping(asked),
+                    num_samples=-1,
+                    reuse_actors=True,  # or each trial imports everything anew
+                ),
                 run_config=tune.RunConfig(storage_path=scratch, verbose=0),
             ).fit()
     finally:
