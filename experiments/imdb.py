@@ -1,7 +1,7 @@
 """How well does MiniLM classify whole IMDb reviews: with frozen features, and with every weight trained?
 
 Held fixed: all 25,000 reviews without near-duplicates, a fifth of them held out for the test, the first
-256 tokens of each. Columns: accuracy with its 95 % bootstrap interval, macro F1, training reviews,
+256 tokens of each; no dropout. Columns: accuracy with its 95 % bootstrap interval, macro F1, training reviews,
 seconds of training on one thread.
 """
 
@@ -23,8 +23,8 @@ TOLERANCE = {"accuracy": 0.01, "f1": 0.01, "low": 0.01, "high": 0.01, "train_sec
 
 
 def cases() -> list[dict]:
-    """The cheap way and the dear one."""
-    return [{"way": way, "seed": seed} for way in ("features", "full") for seed in SEEDS]
+    """The dear way and the cheap one."""
+    return [{"way": way, "seed": seed} for way in ("full", "features") for seed in SEEDS]
 
 
 def recipe(case: dict) -> Recipe:
@@ -38,6 +38,7 @@ def recipe(case: dict) -> Recipe:
             batch_size=32,
             seq_len=256,
             learning_rate=1e-4,
+            dropout=0,
             engine="loop",
             log_every=50,
             seed=case["seed"],

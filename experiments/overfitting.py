@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from ftdocs import evaluate, models
 from ftdocs.data import prepare
@@ -47,9 +46,7 @@ def recipe(case: dict) -> Recipe:
     """The recipe of a case."""
     way = WAYS[case["way"]]
     asked = Recipe.load(RECIPE, [f"train.seed={case['seed']}", "data.seed=0"], "cpu")
-    return asked.changed(
-        {"train.patience": way.get("patience"), "train.weight_decay": way.get("weight_decay", 0.0)}
-    )
+    return asked.changed({f"train.{key}": value for key, value in way.items() if key != "times"})
 
 
 def run(case: dict) -> dict:
@@ -57,9 +54,6 @@ def run(case: dict) -> dict:
     asked, way = recipe(case), WAYS[case["way"]]
     splits = prepare.load_splits(asked.data)
     model, tokenizer = models.load(asked, splits.labels)
-    for part in model.modules():
-        if isinstance(part, torch.nn.Dropout):
-            part.p = way.get("dropout", 0.0)
     train, validation, test = (
         prepare.encode(rows, "label", tokenizer, asked.train.seq_len, splits.labels)
         for rows in (splits.train, splits.validation, splits.test)

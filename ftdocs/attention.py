@@ -1,4 +1,4 @@
-"""Attention over documents laid end to end: each looks at itself alone, and no time goes into the other pairs."""
+"""Attention over documents laid end to end, each of which looks at itself alone, and over padded rows on a CPU."""
 
 from typing import Any
 
@@ -28,14 +28,15 @@ def attend_within_documents(
     """Causal attention of every document by itself.
 
     A mask over T packed tokens has T² entries, most of them "no". Cutting at the documents' ends leaves them out:
-    the work is the sum of the squared lengths. Without document ends, as in generation or with padding,
-    Transformers' own function is called.
+    the work is the sum of the squared lengths. Without document ends, as in generation or with padding, all of a row
+    is attended to as ``attention_mask`` says: by Transformers' own function, or where that is slow, by
+    :func:`masked_attention`.
 
     Args:
         module: the layer, which Transformers hands over.
         query: (1, heads, T, head_dim).
         key: (1, key-value heads, T, head_dim); ``value`` too.
-        attention_mask: for Transformers' own function; documents need none.
+        attention_mask: of rows without document ends; documents need none.
         cu_seq_lens_q: (documents + 1,), int32: where documents begin, and T.
         dropout: share of the attention weights set to 0.
         scaling: of the scores; 1/√head_dim when left out.
@@ -43,7 +44,12 @@ def attend_within_documents(
     Returns:
         (1, T, heads, head_dim), and None for the weights.
     """
-    if cu_seq_lens_q is None or any(kwargs.get(rule) is not None for rule in FURTHER_RULES):
+    short = query.device.type == "cpu" and query.requires_grad and query.shape[2] <= LONGEST
+    further = any(kwargs.get(rule) is not None for rule in FURTHER_RULES)
+    if cu_seq_lens_q is None and short and not further:
+        causal = attention_mask is None and kwargs.get("is_causal", getattr(module, "is_causal", True))
+        return masked_attention(query, key, value, attention_mask, causal, dropout, scaling), None
+    if cu_seq_lens_q is None or further:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -82,8 +88,39 @@ def plain_attention(
     return torch.bmm(weights, value)[None]
 
 
+def masked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    causal: bool,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention of padded rows as matrix products: on a CPU the gradient of SDPA's kernel takes longer.
+
+    Args:
+        query: (batch, heads, T, head_dim); ``key`` and ``value`` have the key-value heads.
+        mask: (batch or 1, heads or 1, T, T): True where a token may look, or a number that is added to its score.
+        causal: no token looks at a later one; with a mask, that says it already.
+
+    Returns:
+        (batch, T, heads, head_dim).
+    """
+    groups, length = query.shape[1] // key.shape[1], query.shape[2]
+    key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
+    scores = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+    if causal:
+        mask = torch.ones(length, length, dtype=torch.bool).tril()
+    if mask is not None and mask.dtype == torch.bool:  # not -inf: a row of padding may look at nothing
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    return (functional.dropout(scores.softmax(-1), dropout) @ value).transpose(1, 2).contiguous()
+
+
 def use(model: PreTrainedModel) -> None:
-    """Let a causal language model attend this way; one with other rules, such as a window, keeps its own way."""
+    """Let a model attend this way; one with other rules, such as a window, keeps its own way."""
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]

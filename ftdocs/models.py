@@ -62,8 +62,19 @@ def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedMod
     model = model.to(hardware.device())
     if labels is None:
         check_causal(model, recipe.model)
-        attention.use(model)
+    attention.use(model)
+    if recipe.train.dropout is not None:
+        set_dropout(model, recipe.train.dropout)
     return model, tokenizer
+
+
+def set_dropout(model: PreTrainedModel, share: float) -> None:
+    """Let this share of values be left out at random wherever the model has dropout (Srivastava et al., 2014)."""
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = share
+        elif isinstance(getattr(part, "attention_dropout", None), float):  # LLaMA and its kin keep a number
+            part.attention_dropout = share
 
 
 @torch.no_grad()

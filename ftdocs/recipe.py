@@ -135,6 +135,13 @@ class Train(Section):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's, not applied to biases and norms")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of activations and attention weights left out at random in the pretrained model; left out: "
+        "what its config says",
+    )
     packing: bool = Field(
         True, description="several documents in one sequence, kept apart by their positions"
     )
