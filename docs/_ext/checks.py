@@ -32,6 +32,7 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
+    "KINETO_LOG_LEVEL": "6",  # PyTorch's profiler says when it begins and ends
     "TQDM_DISABLE": "1",
     "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm asks a notebook for widgets that the pages have no use for
     "NO_COLOR": "1",
