@@ -25,10 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # What takes longest, longest first: whoever begins with a long file ends in time. Seconds need not be exact for that.
 SLOWEST = [
+    "test_search.py",
     "test_processes.py",
     "test_faults.py",
     "test_runs.py",
     "training.md",
+    "pitfalls.md",
+    "hyperparameters.md",
     "own-file.md",
     "README.md",
     "test_build.py",
