@@ -9,9 +9,7 @@ from sklearn.metrics import confusion_matrix
 
 from ftdocs.errors import InputError
 
-RESAMPLES = (
-    9999  # an odd number of thousands less one, so that the 2.5 % point is a resample and not between two
-)
+RESAMPLES = 9999
 BATCH = 500  # resamples at once: memory is BATCH × rows × 8 bytes
 
 

@@ -159,7 +159,9 @@ def make(name: str, folder: Path = RESULTS, progress: Callable[[str], None] = pr
         device=hardware.device_name(),
         versions=hardware.versions(),
         fingerprint=origin["fingerprint"],
-        recipe=module.recipe(cases[0]).to_yaml() if hasattr(module, "recipe") else None,
+        recipe=_without_place(module.recipe(cases[0]).to_yaml(), folder)
+        if hasattr(module, "recipe")
+        else None,
         folder=Path(folder),
     )
     _write(record)
@@ -260,6 +262,11 @@ def _refuse_uncommitted(name: str, folder: Path) -> None:
         raise InputError(
             f"{changed[0]}: changed since the last commit, which the record would name: commit it first"
         )
+
+
+def _without_place(text: str, folder: Path) -> str:
+    """The text with paths that begin at the repository, wherever it lies."""
+    return text.replace(f"{Path(folder).resolve().parent}/", "")
 
 
 def _commit(folder: Path) -> str | None:

@@ -108,8 +108,8 @@ def search(
 
     Each trial is a run in ``output/trials``. The study is an SQLite file that is written after each trial, so the same
     call goes on after Ctrl-C or a kill: what is finished is not repeated, what was under way is tried again from its
-    last checkpoint. More ``trials`` than before go on as well. A trial that diverges, or for which there is not enough
-    memory, is counted as failed.
+    last checkpoint. More ``trials`` than before go on as well. A trial that diverges, for which there is not enough
+    memory, or whose values the model cannot have, is counted as failed.
 
     Args:
         recipe: what is held fixed, and how to search.
@@ -237,9 +237,17 @@ def attempt(
         ended |= {"state": "complete", "value": found[metric]}
     except optuna.TrialPruned:
         ended |= {"state": "pruned"}
-    except (RuntimeError, MemoryError) as error:  # Diverged is one; so is what PyTorch says without memory
+    # Diverged is a RuntimeError; so is what PyTorch says without memory.
+    except (RuntimeError, MemoryError, InputError) as error:
+        if isinstance(error, InputError) and not any_finished(run.parent):
+            raise  # it may be wrong with every setting
         ended |= {"state": "failed", "reason": " ".join(str(error).split())[:300]}
     return {**ended, "seconds": round(time.perf_counter() - began, 3)}
+
+
+def any_finished(trials: Path) -> bool:
+    """Whether any trial has reached its end, so that what is wrong with another one is wrong with its values."""
+    return any(runs.state(run) == "finished" for run in trials.iterdir() if run.is_dir())
 
 
 def tell(plan: Plan, trial: optuna.Trial, ended: dict[str, Any]) -> None:
@@ -459,7 +467,7 @@ def range_test(
         model: its trained parameters require a gradient.
         batches: on the model's device, with labels.
         low: the first rate.
-        high: the last one; the test ends before where the loss is no number, or four times its least.
+        high: the last one, unless the loss is no number, or four times its least, before: then that step is the last.
         steps: how many, at least two.
 
     Returns:

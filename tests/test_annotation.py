@@ -235,6 +235,62 @@ def test_a_missing_field_is_named_with_its_file_row_and_task(shape, path, named,
     assert str(caught.value).startswith(f"{tmp_path / shape}, {named}")
 
 
+@pytest.mark.parametrize("broken", [None, "x", ["x"], [None]])
+@pytest.mark.parametrize(
+    ("shape", "place"),
+    [
+        ("studio.json", ("annotations",)),
+        ("studio.json", ("annotations", 0, "result")),
+        ("studio.json", ("annotations", 0, "result", 0, "value", "choices")),
+        ("box.ndjson", ("projects", "p", "labels")),
+    ],
+)
+def test_whatever_stands_where_objects_belong_gives_one_line(shape, place, broken, tmp_path):
+    rows = SHAPES[shape]()
+    row = rows[1]
+    if "projects" in place:
+        place = ("projects", next(iter(row["projects"])), "labels")
+    if place[-1] == "choices" and broken == ["x"]:
+        return  # a choice
+    inner = row
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = broken
+    if shape == "studio.json":
+        row["total_annotations"] = 1
+    with pytest.raises(InputError, match="row 2"):
+        read_tasks(write(tmp_path / shape, rows))
+
+
+@pytest.mark.parametrize("answer", ["", "   ", None, 3, [{"start": 0}]])
+def test_an_answer_that_is_no_label_is_refused(answer, tmp_path):
+    rows = studio()
+    rows[1]["annotations"][0]["result"][0]["value"]["choices"] = [answer]
+    with pytest.raises(InputError, match=r"row 2.*no label"):
+        read_tasks(write(tmp_path / "x.json", rows))
+
+
+def test_one_id_with_two_texts_is_refused(tmp_path):
+    rows = studio()
+    rows[2]["id"] = rows[1]["id"]
+    with pytest.raises(InputError, match=r"row 3.*has another text than in row 2; were two projects"):
+        read_tasks(write(tmp_path / "x.json", rows))
+
+
+def test_a_task_without_annotations_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"row 1.*`annotations` is missing"):
+        read_tasks(write(tmp_path / "x.json", [{"id": 1, "data": {"text": "a"}}]))
+
+
+def test_a_single_choice_may_be_text_and_broken_json_is_named(tmp_path):
+    rows = studio_min()
+    rows[0]["sentiment"] = {"choices": "positive"}
+    assert "positive" in read_tasks(write(tmp_path / "x.json", rows))[0].answers.values()
+    rows[0]["sentiment"] = '{"choices": [broken'
+    with pytest.raises(InputError, match=r"row 1.*broken JSON"):
+        read_tasks(write(tmp_path / "y.json", rows))
+
+
 def test_a_row_that_is_no_task(tmp_path):
     path = write(tmp_path / "x.json", [*studio(), {"text": "a"}])
     with pytest.raises(InputError, match=r"row 6: not a task of an annotation export \(fields: text\)"):

@@ -131,3 +131,8 @@ def test_ratings_are_found_in_each_spelling_and_dates_are_not():
         assert find(nlp(text)), text
     for text in ("on 8/10/1999", "24/7", "two out of three", "ten out of the twelve", "1/2"):
         assert not find(nlp(text)), text
+
+
+@pytest.mark.parametrize("text", ["if p <a and q> b then", "the <i and j> pair", "x <b or c> y"])
+def test_comparisons_that_look_like_tags_stay(text):
+    assert strip_html(text) == text

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from ftdocs import runs, search
 from ftdocs.cli import main
+from ftdocs.errors import InputError
 from ftdocs.progress import Interrupted
 from ftdocs.recipe import Recipe
 from ftdocs.search_ray import by_ray
@@ -345,6 +346,19 @@ def test_a_folder_of_another_search_is_refused_and_the_difference_named(recipe, 
     assert '"high": 0.01' in refused(capsys, "search", path, "--trials", "1")
     path = recipe()
     assert main(["search", str(path), "--trials", "2", "--json"]) == 0  # more of the same goes on
+
+
+def test_values_that_the_model_cannot_have_are_a_failed_trial_once_another_has_ended(recipe):
+    section = "\n  sampler: grid\n  space: {method.layers: [1, 2, 9]}\n"
+    asked = Recipe.load(recipe(section).rename("layers.yaml"), ["method.name=layers"])
+    order = [point["method.layers"] for point in search.grid(asked.search.space, asked.search.seed)]
+    if order[0] == 9:  # the first of all may be wrong for every setting, and is refused
+        with pytest.raises(InputError, match=r"method\.layers: 9"):
+            search.search(asked, Path("s"), 3)
+        return
+    found = search.search(asked, Path("s"), 3)
+    assert (found.trials, found.failed) == (3, 1)
+    assert "method.layers: 9" in next(row["reason"] for row in found.rows if row["state"] == "failed")
 
 
 def test_ray_finds_what_optuna_finds_and_leaves_nothing_running(recipe):

@@ -97,6 +97,10 @@ def read_tasks(
     for row in read_rows(path):
         where = f"{path}, row {row['row']}"
         kind = export_of(row)
+        if kind is None and isinstance(row.get("data"), dict) and "id" in row:
+            need(row, "annotations", list, where)  # a task without it
+        if kind is None and "projects" in row:
+            need(row, "data_row", dict, where)
         if kind is None:
             fields = ", ".join(name for name in row if name != "row")
             raise InputError(
@@ -104,7 +108,14 @@ def read_tasks(
                 f"JSON_MIN and CSV, and Labelbox's NDJSON and JSON"
             )
         key, content, answers = PARSERS[kind](row, where, text, question)
+        if not isinstance(key, str | int | None):
+            raise InputError(f"{where}: the task's id is neither text nor a number; export the project again")
         task = tasks.setdefault(row["row"] if key is None else key, Task(row["row"], content))
+        if task.text != content:
+            raise InputError(
+                f"{where}: task {key} has another text than in row {task.row}; were two projects' exports joined? "
+                "Convert each by itself"
+            )
         for place, (who, asked, chosen) in enumerate(answers):
             questions.setdefault(asked, where)
             if question in (None, asked) and chosen:
@@ -135,7 +146,12 @@ def checked_label(chosen: list[str], labels: Sequence[str] | None, where: str) -
             f"{where}: {len(chosen)} labels at once ({', '.join(map(str, chosen))}); a classifier learns one a text: "
             f"make it a single choice, or delete all but one"
         )
-    label = str(chosen[0])
+    label = chosen[0]
+    if not isinstance(label, str) or not label.strip():
+        raise InputError(
+            f"{where}: an answer is {json.dumps(label)[:60]}, which is no label; a classifier learns a choice: "
+            "export a project of choices, or choose another question"
+        )
     if labels is not None and label not in labels:
         near = difflib.get_close_matches(label, labels, n=1)
         hint = f"did you mean {near[0]}?" if near else "correct it, or add it to the list"
@@ -150,12 +166,12 @@ def label_studio(
     where = f"{where} (task {row.get('id', '?')})"
     content = text_of(need(row, "data", dict, where), text, where)
     answers = []
-    for annotation in need(row, "annotations", list, where):
+    for annotation in objects(row, "annotations", where):
         if annotation.get("was_cancelled"):
             continue
         who = annotation.get("completed_by")
         who = who.get("id") if isinstance(who, dict) else who
-        for result in need(annotation, "result", list, where):
+        for result in objects(annotation, "result", where):
             if result.get("type") == "choices":
                 value = need(result, "value", dict, where)
                 answers.append((who, result.get("from_name", ""), need(value, "choices", list, where)))
@@ -175,9 +191,12 @@ def label_studio_min(
         if name in (*ABOUT, text or "text") or name != (question or name) or value in (None, ""):
             continue
         if isinstance(value, str) and value.startswith('{"choices"'):  # several choices in CSV
-            value = json.loads(value)
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError:
+                raise InputError(f"{where}: `{name}` is broken JSON; export the project again") from None
         chosen = value.get("choices") if isinstance(value, dict) else [value]
-        answers.append((row.get("annotator"), name, chosen or []))
+        answers.append((row.get("annotator"), name, [chosen] if isinstance(chosen, str) else chosen or []))
     return row.get("id"), content, answers
 
 
@@ -188,9 +207,10 @@ def labelbox(row: Row, where: str, text: str | None, question: str | None) -> tu
     content = inline(need(data_row, "row_data", str, where), where)
     answers = []
     for project in need(row, "projects", dict, where).values():
-        for label in need(project, "labels", list, where):
-            who = (label.get("label_details") or {}).get("created_by")
-            for answer in need(need(label, "annotations", dict, where), "classifications", list, where):
+        for label in objects(project, "labels", where):
+            details = label.get("label_details")
+            who = details.get("created_by") if isinstance(details, dict) else None
+            for answer in objects(need(label, "annotations", dict, where), "classifications", where):
                 radio = answer.get("radio_answer")
                 chosen = [radio] if radio else answer.get("checklist_answers") or []
                 answers.append(
@@ -208,7 +228,7 @@ def labelbox_old(
     label = need(row, "Label", (dict, str), where)
     answers = []
     if isinstance(label, dict) and not row.get("Skipped"):  # text is "Skip"
-        for answer in label.get("classifications") or []:
+        for answer in objects(label, "classifications", where) if label.get("classifications") else []:
             chosen = answer.get("answers") or [answer.get("answer")]
             values = [need(one, "value", str, where) for one in chosen if isinstance(one, dict)]
             answers.append((row.get("Created By"), answer.get("value", ""), values))
@@ -231,6 +251,18 @@ def need(row: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
             f"{where}: `{name}` is missing, or not as the annotation tool writes it; export the project again"
         )
     return value
+
+
+def objects(row: Any, name: str, where: str) -> list[dict[str, Any]]:
+    """A field that is a list of objects; :class:`InputError` where it is missing or holds anything else."""
+    values: list[Any] = need(row, name, list, where)
+    for place, value in enumerate(values, 1):
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{where}: `{name}`, number {place} is {json.dumps(value)[:40]}, which no annotation tool writes; "
+                "export the project again"
+            )
+    return values
 
 
 def text_of(data: Mapping[str, Any], name: str | None, where: str) -> str:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 BREAKS = "br p div li tr hr h1 h2 h3 h4 blockquote".split()  # where a line ends
 TAGS = [*BREAKS, *"a b i u em strong span font small big ul ol table td th img sub sup tt pre code".split()]
-# A `<` that begins none of these tags is text: `<3`, `a < b`, `<grin>`.
-NO_TAG = re.compile(rf"<(?!/?(?:{'|'.join(TAGS)})(?![\w-])[^<>]*>)", re.IGNORECASE)
+# A `<` that begins none of these tags is text: `<3`, `a < b`, `<grin>`, `p <a and q> b`.
+ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s"'<>]+)"""
+NO_TAG = re.compile(rf"<(?!/?(?:{'|'.join(TAGS)})(?:{ATTRIBUTE})*\s*/?>)", re.IGNORECASE)
 NO_ENTITY = re.compile(
     r"&(?!(?:#\d+|#x[0-9a-f]+|\w+);)", re.IGNORECASE
 )  # AT&T, which the parser would shorten
