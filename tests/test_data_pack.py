@@ -199,7 +199,7 @@ def test_the_check_passes_smollm2_in_the_dtype_it_trains_in(implementation):
 
 
 def test_attention_within_documents_does_all_else_as_transformers_does():
-    """Padding, generation with its cache, and a window: what documents are not about goes the usual way."""
+    """Padding, generation with its cache, and a window: what documents are not about."""
     torch.manual_seed(0)
     model = llama().eval()
     padded = {"input_ids": torch.tensor([[5, 6, 7, 0, 0], [8, 9, 10, 11, 12]])}
@@ -209,7 +209,9 @@ def test_attention_within_documents_does_all_else_as_transformers_does():
         model.set_attn_implementation(implementation)
         text = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=6, do_sample=False, pad_token_id=0)
         found[implementation] = (model(**padded).logits[padded["attention_mask"].bool()], text)
-    assert all(torch.equal(a, b) for a, b in zip(*found.values(), strict=True))
+    (logits, text), (expected, expected_text) = found[attention.NAME], found["sdpa"]
+    assert torch.equal(text, expected_text)
+    torch.testing.assert_close(logits, expected)  # on a CPU as matrix products, which round otherwise
 
     windowed = MistralForCausalLM(
         MistralConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2,

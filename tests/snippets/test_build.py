@@ -175,7 +175,7 @@ def build(root: Path, *options: str) -> subprocess.CompletedProcess:
 
 def states(output: str) -> dict[str, str]:
     """What the build says of each page."""
-    return dict(re.findall(r"^\[\d+/\d+\] (\S+): ([\w]+)", output, re.MULTILINE))
+    return dict(re.findall(r"^\[\d+/\d+, \d+ s\] (\S+): (\w+)", output, re.MULTILINE))
 
 
 def test_a_good_book_is_built_and_only_what_changed_runs_again(book: Path):
