@@ -494,12 +494,22 @@ def print_confusion(labels: list[str], counts: list[list[int]]) -> None:
 
 def load_recipe(path: Path, overrides: list[str]) -> Any:
     """The recipe in the size that this machine (or ``FTDOCS_PROFILE``) gets."""
-    from ftdocs.recipe import Recipe
+    from ftdocs.recipe import Method, Recipe
 
     Recipe.load(path, overrides)  # a wrong recipe is refused before torch is loaded
     from ftdocs import hardware
 
-    return Recipe.load(path, overrides, hardware.profile())
+    recipe = Recipe.load(path, overrides, hardware.profile())
+    for override in overrides:
+        section, _, key = override.partition("=")[0].strip().partition(".")
+        if section == "method" and key in Method.model_fields and key != "name":
+            owner = str(Method.model_fields[key].description).partition(":")[0]
+            if recipe.method.name != owner:  # else another method is trained than was meant, without a word
+                raise InputError(
+                    f"--set {override}: counts only with method.name: {owner}, and the recipe's is "
+                    f"{recipe.method.name}; add --set method.name={owner}, or leave it out"
+                )
+    return recipe
 
 
 def print_json(value: Any) -> None:

@@ -507,6 +507,7 @@ def test_a_file_in_another_encoding_is_one_line(job, capsys):
         (["train", "job.yaml", "--set", "method.targets=[queries]"], "q_proj"),
         (["train", "job.yaml", "--set", "data.name=docstring", "--set", "data.path=null"], "docstrings"),
         (["train", "job.yaml", "--set", "train.max_stepz=1"], "max_steps"),
+        (["train", "job.yaml", "--set", "method.layers=2"], "add --set method.name=layers"),
         (["train", "job.yaml", "--set", "model=minilm"], "generate text"),
         (["train", "job.yaml", "--set", "train.seq_len=100000"], "train.seq_len"),
         (["train", "job.yaml", "--set", "train.report_to=[mlflow]"], "mlflow"),
