@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ftdocs import assets, hardware, measure
+from ftdocs import hardware, measure
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,18 +54,14 @@ def test_a_measured_peak_lets_an_error_through() -> None:
 
 
 def test_the_ladder_of_one_gpu_runs_and_holds_the_planner_beside_what_it_measured(
-    capsys, monkeypatch, tmp_path
+    capsys, monkeypatch
 ) -> None:
-    """In small: a rung without and one with most means. A model this small is mostly what the planner leaves out."""
+    """In small, on any device: a rung without and one with most means; the planner is within a tenth of both."""
     spec = importlib.util.spec_from_file_location("one_gpu", ROOT / "benchmarks" / "one_gpu.py")
     one_gpu = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "one_gpu", one_gpu)
     spec.loader.exec_module(one_gpu)
-    tokenizer = AutoTokenizer.from_pretrained(assets.model_path("smollm2-135m-instruct"))
-    tokenizer.save_pretrained(tmp_path)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
-    small = ["--model", str(tmp_path), "--steps", "1", "--batch-size", "1", "--seq-len", "64"]
+    small = ["--steps", "1", "--batch-size", "1", "--seq-len", "64"]
     ways = ["--ways", "float32", "+ checkpointing"]
     monkeypatch.setattr(sys, "argv", ["one_gpu.py", *small, *ways])
     one_gpu.main()
@@ -74,5 +69,5 @@ def test_the_ladder_of_one_gpu_runs_and_holds_the_planner_beside_what_it_measure
     for line, way in zip(lines[2:], ways[1:], strict=True):
         assert line.startswith(way)
         _, peak, planned, loss = map(float, line.removeprefix(way).split())
-        assert planned / 2 < peak < 2 * planned
-        assert 1 < loss < 12
+        assert peak == pytest.approx(planned, rel=0.1)
+        assert 1 < loss < 6

@@ -351,12 +351,16 @@ def test_a_folder_of_another_search_is_refused_and_the_difference_named(recipe, 
 def test_values_that_the_model_cannot_have_are_a_failed_trial_once_another_has_ended(recipe):
     section = "\n  sampler: grid\n  space: {method.layers: [1, 2, 9]}\n"
     asked = Recipe.load(recipe(section).rename("layers.yaml"), ["method.name=layers"])
-    order = [point["method.layers"] for point in search.grid(asked.search.space, asked.search.seed)]
-    if order[0] == 9:  # the first of all may be wrong for every setting, and is refused
-        with pytest.raises(InputError, match=r"method\.layers: 9"):
-            search.search(asked, Path("s"), 3)
-        return
-    found = search.search(asked, Path("s"), 3)
+    first = {
+        seed: search.grid(asked.search.space, seed)[0]["method.layers"] for seed in range(20)
+    }  # tried first, by the search's seed
+    wrong, right = (
+        next(seed for seed, layers in first.items() if (layers == 9) == is_wrong)
+        for is_wrong in (True, False)
+    )
+    with pytest.raises(InputError, match=r"method\.layers: 9"):  # it may be wrong for every setting
+        search.search(asked.changed({"search.seed": wrong}), Path("refused"), 3)
+    found = search.search(asked.changed({"search.seed": right}), Path("s"), 3)
     assert (found.trials, found.failed) == (3, 1)
     assert "method.layers: 9" in next(row["reason"] for row in found.rows if row["state"] == "failed")
 

@@ -20,17 +20,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment] # optional; compiling its grammars takes 4 seconds
+import without_grammars  # noqa: F401 - before all that imports jsonschema
 
-import psutil  # noqa: E402
-from execute import Book, Run, fill_cache, now, run_page  # noqa: E402
-from fences import name, pages  # noqa: E402
-from links import broken  # noqa: E402
-from sphinx.cmd.build import build_main  # noqa: E402
-from verified import write, write_gpu  # noqa: E402
+# isort: split
+import psutil
+from execute import Book, Run, fill_cache, now, run_page
+from fences import name, pages
+from links import broken
+from sphinx.cmd.build import build_main
+from verified import write, write_gpu
 
-import ftdocs  # noqa: E402
-from ftdocs import assets, files, hardware  # noqa: E402
+import ftdocs
+from ftdocs import assets, files, hardware
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -247,7 +247,7 @@ def run_page(book: Book, path: Path, threads: int | None = None) -> Run:
     folder = book.build / "work" / page
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for shared in ("recipes", "results"):
+    for shared in ("recipes", "results", "benchmarks"):
         if (book.root / shared).is_dir():
             (folder / shared).symlink_to(book.root / shared)
     started = time.monotonic()
@@ -449,7 +449,7 @@ def fill_cache(book: Book, runs: list[Run]) -> None:
     folder = book.build / "jupyter_cache"
     shutil.rmtree(folder, ignore_errors=True)
     cache = get_cache(str(folder))
-    cache.db  # noqa: B018 - makes the database, before anybody reads it
+    _ = cache.db  # makes the database, before anybody reads it
     for run in runs:
         nb = nbformat.read(book.stored(run.page, ".ipynb"), as_version=4)
         bundle = CacheBundleIn(nb, f"{run.page}.md", data={"execution_seconds": run.seconds})

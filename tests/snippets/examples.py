@@ -64,7 +64,7 @@ def evaluate(example: Example) -> str | None:
 def sandbox(page: str) -> Sandbox:
     folder = WORK / page
     folder.mkdir(parents=True)
-    for shared in ("recipes", "results"):
+    for shared in ("recipes", "results", "benchmarks"):
         if (ROOT / shared).is_dir():
             (folder / shared).symlink_to(ROOT / shared)
     return Sandbox(folder, ENV)

@@ -11,11 +11,13 @@ def _watch() -> None:
     import os
     import sys
 
+    from IPython import get_ipython
+
     report = os.environ.get("BOOK_REPORT")
     traced = [path for path in os.environ.get("BOOK_TRACE", "").split(os.pathsep) if path]
     if not report:
         return
-    shell = get_ipython()  # noqa: F821 - IPython defines it
+    shell = get_ipython()
     tracer = None
     if traced:
         import coverage
