@@ -47,7 +47,8 @@ def attend_within_documents(
     short = query.device.type == "cpu" and query.requires_grad and query.shape[2] <= LONGEST
     further = any(kwargs.get(rule) is not None for rule in FURTHER_RULES)
     if cu_seq_lens_q is None and short and not further:
-        causal = attention_mask is None and kwargs.get("is_causal", getattr(module, "is_causal", True))
+        asked = kwargs.get("is_causal")  # None leaves it to the layer, as Transformers' own functions do
+        causal = attention_mask is None and (getattr(module, "is_causal", True) if asked is None else asked)
         return masked_attention(query, key, value, attention_mask, causal, dropout, scaling), None
     if cu_seq_lens_q is None or further:
         return sdpa_attention_forward(

@@ -21,7 +21,6 @@ from ftdocs.errors import InputError
 Encoded = Sequence[dict[str, Any]]
 
 
-@torch.no_grad()
 def held_out_loss(
     model: nn.Module,
     rows: Encoded,
@@ -43,15 +42,12 @@ def held_out_loss(
         progress: show a bar on standard error.
         precision: a recipe's ``train.precision``, so that evaluation computes as training did.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     order = np.argsort(-pack.token_counts(rows), kind="stable")
+    starts = tqdm(range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False)
     total, tokens = 0.0, 0
-    with loss.chunked(model):
-        for start in tqdm(
-            range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False
-        ):
+    with models.evaluating(model), loss.chunked(model):
+        for start in starts:
             chosen = [rows[index] for index in order[start : start + batch_size]]
             batch = pack.collate_padded(chosen, pad_token_id)
             labels = int((batch["labels"][:, 1:] != -100).sum())  # position t predicts token t + 1
@@ -61,13 +57,11 @@ def held_out_loss(
                 mean = model(**pack.to(batch, device)).loss
             total += mean.item() * labels
             tokens += labels
-    model.train(was_training)
     if tokens == 0:
         raise InputError("no token of the held-out rows has a label; raise train.seq_len")
     return total / tokens
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     rows: Encoded,
@@ -77,19 +71,17 @@ def predict(
     precision: str = "auto",
 ) -> np.ndarray:
     """Logits of a classifier for ``rows``, in their order: float32, (rows, classes)."""
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
     order = np.argsort(-pack.token_counts(rows), kind="stable")
+    starts = tqdm(range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False)
     logits: dict[int, np.ndarray] = {}
-    for start in tqdm(range(0, len(order), batch_size), desc="evaluating", disable=not progress, leave=False):
-        indices = order[start : start + batch_size]
-        batch = pack.collate_padded([rows[index] for index in indices], pad_token_id)
-        batch.pop("labels")
-        with models.autocast(device, precision):
+    with models.evaluating(model), models.autocast(device, precision):
+        for start in starts:
+            indices = order[start : start + batch_size]
+            batch = pack.collate_padded([rows[index] for index in indices], pad_token_id)
+            batch.pop("labels")
             output = model(**{key: value.to(device) for key, value in batch.items()}).logits
-        logits.update(zip(indices, output.float().cpu().numpy(), strict=True))
-    model.train(was_training)
+            logits.update(zip(indices, output.float().cpu().numpy(), strict=True))
     return np.stack([logits[index] for index in range(len(rows))])
 
 

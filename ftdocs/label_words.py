@@ -1,6 +1,7 @@
 """A generative model as a classifier: which of a few words is the likeliest answer to a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,6 @@ def ask(
     return [render_messages(tokenizer, conversation(text, task, examples), reply_next=True) for text in texts]
 
 
-@torch.no_grad()
 def score_words(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -69,43 +69,51 @@ def score_words(
         targets.setdefault(tuple(ids[:-1]), []).append((number, ids[first:]))
     longest = max((len(target) for waiting in targets.values() for _, target in waiting), default=1)
 
-    was_training, device, pad = model.training, model.device, models.pad_token_id(tokenizer)
-    model.eval()
+    device, pad = model.device, models.pad_token_id(tokenizer)
     scores = np.zeros(len(prompts) * len(words), np.float32)
     order = sorted(targets, key=len, reverse=True)
-    hook = model.get_output_embeddings().register_forward_hook(in_float32)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        # Filled up at the left: the words stand at the end of every row, and only there logits are computed.
-        filling = [len(chosen[0]) - len(ids) for ids in chosen]
-        batch = [[pad] * count + [*ids] for count, ids in zip(filling, chosen, strict=True)]
-        seen = torch.tensor(
-            [[0] * count + [1] * len(ids) for count, ids in zip(filling, chosen, strict=True)]
-        )
-        with models.autocast(device, precision):
-            logits = model(
-                input_ids=torch.tensor(batch, device=device),
-                attention_mask=seen.to(device),
-                position_ids=(seen.cumsum(dim=1) - 1).clamp(min=0).to(device),
-                logits_to_keep=longest,
-            ).logits  # (B, longest, V)
-        nats = logits.log_softmax(dim=-1).cpu()
-        for place, ids in enumerate(chosen):
-            for number, target in targets[ids]:
-                scores[number] = sum(nats[place, at - len(target), token] for at, token in enumerate(target))
-    hook.remove()
-    model.train(was_training)
+    with models.evaluating(model), in_float32(model.get_output_embeddings()):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            # Filled up at the left: the words stand at the end of every row, and only there logits are computed.
+            filling = [len(chosen[0]) - len(ids) for ids in chosen]
+            batch = [[pad] * count + [*ids] for count, ids in zip(filling, chosen, strict=True)]
+            seen = torch.tensor(
+                [[0] * count + [1] * len(ids) for count, ids in zip(filling, chosen, strict=True)]
+            )
+            with models.autocast(device, precision):
+                logits = model(
+                    input_ids=torch.tensor(batch, device=device),
+                    attention_mask=seen.to(device),
+                    position_ids=(seen.cumsum(dim=1) - 1).clamp(min=0).to(device),
+                    logits_to_keep=longest,
+                ).logits  # (B, longest, V)
+            nats = logits.log_softmax(dim=-1).cpu()
+            for place, ids in enumerate(chosen):
+                for number, target in targets[ids]:
+                    scores[number] = sum(
+                        nats[place, at - len(target), token] for at, token in enumerate(target)
+                    )
     return scores.reshape(len(prompts), len(words))
 
 
-def in_float32(head: torch.nn.Linear, given: tuple[torch.Tensor], _: torch.Tensor) -> torch.Tensor:
+@contextmanager
+def in_float32(head: torch.nn.Module) -> Iterator[None]:
     """The head's product again, in float32.
 
     A bfloat16 logit of 16 or more is a multiple of 1/8, so that two words often tie, and ``argmax`` takes the first.
     """
-    with torch.autocast(given[0].device.type, enabled=False):
-        bias = None if head.bias is None else head.bias.float()
-        return torch.nn.functional.linear(given[0].float(), head.weight.float(), bias)
+
+    def exactly(head: torch.nn.Linear, given: tuple[torch.Tensor], _: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(given[0].device.type, enabled=False):
+            bias = None if head.bias is None else head.bias.float()
+            return torch.nn.functional.linear(given[0].float(), head.weight.float(), bias)
+
+    hook = head.register_forward_hook(exactly)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def check_words(words: Sequence[str]) -> None:

@@ -65,12 +65,16 @@ def allocated_peak(work: Callable[[], object]) -> int:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    there: dict[int, int] = {}  # by address: a block taken before, and freed now, is none of this work's
     in_use = most = 0
     for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-        in_use += event["args"][
-            "Bytes"
-        ]  # negative where a tensor is freed; none for one that was there before
-        most = max(most, in_use)
+        address, size = event["args"]["Addr"], event["args"]["Bytes"]
+        if size > 0:
+            there[address] = size
+            in_use += size
+            most = max(most, in_use)
+        else:
+            in_use -= there.pop(address, 0)
     return most
 
 

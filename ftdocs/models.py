@@ -1,7 +1,8 @@
 """Load a base model and its tokenizer for a recipe, or the tuned model of a run, in the right precision."""
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -77,7 +78,6 @@ def set_dropout(model: PreTrainedModel, share: float) -> None:
             part.attention_dropout = share
 
 
-@torch.no_grad()
 def check_causal(model: PreTrainedModel, name: str) -> None:
     """Refuse a model in which a token sees those after it, such as BERT: it would read the answer it has to predict.
 
@@ -85,7 +85,8 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
         InputError: the logits at the first of two tokens change with the second one.
     """
     ids = torch.tensor([[1, 2], [1, 3]], device=model.device)
-    logits = model.eval()(input_ids=ids).logits.float()[:, 0]  # (2, V)
+    with evaluating(model):
+        logits = model(input_ids=ids).logits.float()[:, 0]  # (2, V)
     if not torch.equal(logits[0], logits[1]):
         raise InputError(
             f"model: {name} sees the tokens after the one it predicts, so it cannot generate text; choose another"
@@ -139,6 +140,18 @@ def mixed(recipe: Recipe) -> bool:
     """Whether matrix products run in bfloat16 while trained weights are float32."""
     whole = recipe.train.precision == "bf16" and recipe.method.name == "full"
     return computes_in(recipe.train.precision) == torch.bfloat16 and not whole
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """No dropout and no gradients; the mode is put back as it was, after an error or an interrupt too."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[object]:

@@ -131,6 +131,12 @@ def fit(
         "labels": splits.labels,
         "majority": majority,
     }
+    if splits.report.get("contradictions") and processes.is_main():
+        print(
+            f"ftdocs: {splits.path}: texts with more than one label: {splits.report['contradictions']}; "
+            "`ftdocs data inspect` names their rows",
+            file=sys.stderr,
+        )
     last = processes.from_main(lambda: begin(recipe, folder, prints, resume, saved))
     if reads_first:
         language = train_language_model(recipe, folder / "language", splits.train, progress)

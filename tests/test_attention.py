@@ -54,6 +54,16 @@ def test_a_row_that_may_look_at_nothing_gives_numbers():
     assert out.isfinite().all() and query.grad.isfinite().all()
 
 
+def test_a_layer_is_asked_where_its_model_says_nothing_of_the_order():
+    query, key, value = inputs()
+    for causal in (True, False):
+        module = torch.nn.Module()
+        module.is_causal = causal
+        mine, _ = attention.attend_within_documents(module, query, key, value, None, is_causal=None)
+        theirs = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        torch.testing.assert_close(mine.transpose(1, 2), theirs, rtol=1e-4, atol=1e-5)
+
+
 def models_to_try() -> list[torch.nn.Module]:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -63,6 +63,18 @@ def test_masked_tokens_do_not_count_and_the_mode_is_put_back(model, rows):
     assert model.training
 
 
+@pytest.mark.parametrize("call", [evaluate.held_out_loss, evaluate.predict])
+def test_the_mode_is_put_back_after_an_error_too(model, rows, call, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "forward", fails)
+    model.train()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        call(model, rows, pad_token_id=0)
+    assert model.training
+
+
 def test_nothing_to_predict_is_refused(model):
     with pytest.raises(InputError, match="no token"):
         evaluate.held_out_loss(model, [{"input_ids": [1, 2], "labels": [-100, -100], "row": 1}], 0)

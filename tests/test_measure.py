@@ -48,6 +48,18 @@ def test_an_allocated_peak_is_exact() -> None:
     assert measure.allocated_peak(lambda: None) == 0
 
 
+@pytest.mark.skipif(hardware.device().type != "cpu", reason="on a GPU the allocator itself keeps count")
+def test_a_block_that_an_earlier_measurement_saw_is_none_of_the_next_ones() -> None:
+    kept: list[torch.Tensor] = []
+    assert measure.allocated_peak(lambda: kept.append(torch.ones(3_000_000))) == 12_000_000
+
+    def frees_first() -> torch.Tensor:
+        kept.clear()
+        return torch.ones(1_000_000)
+
+    assert measure.allocated_peak(frees_first) == 4_000_000
+
+
 def test_a_measured_peak_lets_an_error_through() -> None:
     with pytest.raises(ZeroDivisionError):
         measure.measured_peak(lambda: 1 / 0)

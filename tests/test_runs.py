@@ -566,3 +566,18 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
     left.mkdir(parents=True)
     checkpoints.remove_after(tmp_path, None)
     assert not left.exists()
+
+
+def test_train_says_that_texts_stand_with_two_labels(tiny_llama, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FTDOCS_PROFILE", "smoke")
+    monkeypatch.setenv("FTDOCS_MODEL", str(tiny_llama))
+    mine = rows("label")
+    write(tmp_path / "mine.jsonl", [*mine, {"text": mine[0]["text"], "label": mine[1]["label"]}])
+    assert run("new", "mine.jsonl", "--json") == 0
+    capsys.readouterr()
+    assert run("train", "mine.yaml", "--json") == 0
+    said = capsys.readouterr().err
+    assert (
+        "mine.jsonl: texts with more than one label: 1; `ftdocs data inspect` names their rows\n" in said
+    )
