@@ -344,6 +344,7 @@ def new(options: argparse.Namespace) -> None:
     """Write a recipe."""
     from ftdocs.new import write_recipe
 
+    check_ending(options.data)
     written, note = write_recipe(options.data, options.output)
     if note:
         print(f"ftdocs: {note}", file=sys.stderr)
@@ -356,6 +357,7 @@ def inspect_data(options: argparse.Namespace) -> None:
     """Show data as training would see it."""
     if options.samples < 0:
         raise InputError(f"--samples {options.samples}: must be 0 or more")
+    check_ending(options.data)
     from rich.console import Console
 
     from ftdocs.data import inspect
@@ -383,7 +385,15 @@ def convert_data(options: argparse.Namespace) -> None:
     target = options.output or Path(f"{export.name.split('.')[0]}-rows.jsonl")
     if target.exists():
         raise InputError(f"{target}: exists; choose another name with --output, or remove it")
-    labels = options.labels.split(",") if options.labels else None
+    labels = None if options.labels is None else options.labels.split(",")
+    if labels is not None and not all(map(str.strip, labels)):
+        raise InputError(
+            f"--labels {options.labels!r}: a name is empty; list all labels, such as negative,positive, "
+            "or leave it out to take any"
+        )
+    check_ending(export)
+    if options.text is not None:
+        check_text_field(export, options.text, options.question)
     tasks = annotation.read_tasks(export, options.question, options.text, labels)
     rows, report = annotation.labelled(tasks, str(export))
     lines = (json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) for row in rows)
@@ -392,11 +402,56 @@ def convert_data(options: argparse.Namespace) -> None:
     if options.json:
         return print_json({"output": str(target), "rows": len(rows), **report})
     print(f"wrote {len(rows)} rows of {report['tasks']} tasks to {target}")
-    for name, numbers in report.items():
-        if isinstance(numbers, list) and numbers:
+    decided = [number for number in report["disagree"] if number not in report["tied"]]
+    for name, numbers in {
+        "unannotated": report["unannotated"],
+        "disagree, with a majority": decided,  # a tie is named once, as tied
+        "tied": report["tied"],
+    }.items():
+        if numbers:
             print(
                 f"  {name}: {len(numbers)} (rows {', '.join(map(str, numbers[:20]))}{', …' * (len(numbers) > 20)})"
             )
+
+
+def check_ending(data: Path) -> None:
+    """Refuse Labelbox's NDJSON under the ending .json, as which a single row of it reads like a wrong object."""
+    if data.suffix.lower() != ".json":
+        return
+    try:
+        with open(data, "rb") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError, RecursionError):  # who reads the file says what is wrong with it
+        return
+    if isinstance(first, dict) and "data_row" in first:
+        raise InputError(
+            f"{data}: one object a line, as Labelbox's NDJSON export has it; "
+            f"rename it to {data.with_suffix('.ndjson').name}"
+        )
+
+
+def check_text_field(export: Path, name: str, question: str | None) -> None:
+    """Refuse a field that is text in no task at all; where only some tasks lack it, their rows are named later."""
+    from ftdocs.data import annotation
+    from ftdocs.data.read import read_rows
+
+    fields: dict[str, None] = {}
+    for row in read_rows(export):
+        kind = annotation.export_of(row)
+        if kind is None:  # refused with its row when the tasks are read
+            return
+        if kind.startswith("Labelbox"):
+            raise InputError(f"--text {name}: a task of Labelbox has one text only; leave out --text")
+        data = row["data"] if kind == "Label Studio JSON" else row
+        about = () if data is not row else (*annotation.ABOUT, question)
+        fields |= dict.fromkeys(
+            key for key, value in data.items() if isinstance(value, str) and key not in about
+        )
+    if name not in fields:
+        raise InputError(
+            f"{export}: no task has text in a field {name!r}; choose with --text from: "
+            f"{', '.join(fields) or 'none'}"
+        )
 
 
 def train(options: argparse.Namespace) -> None:
@@ -426,14 +481,21 @@ def search(options: argparse.Namespace) -> None:
     for package in ("optuna", options.engine):
         if importlib.util.find_spec(package) is None:
             raise InputError(f'{package} is not installed; python -m pip install "ftdocs[search]"')
-    from ftdocs.search import BEST, LESS_IS_BETTER
+    from ftdocs.search import BEST, LESS_IS_BETTER, Plan
+    from ftdocs.search import one_by_one as engine
     from ftdocs.search import search as run
 
-    engine = None
     if options.engine == "ray":
         from ftdocs.search_ray import by_ray as engine
+
+    def begin(plan: Plan) -> None:  # called when all was checked: a refusal stays one line
+        if recipe.search.space is None:
+            note = about_space(options.recipe, plan.recipe.search.space or {})
+            plan.bar.write(f"ftdocs: {note}", file=sys.stderr)
+        engine(plan)
+
     output = options.output or Path("runs") / f"{options.recipe.stem}-search"
-    found = run(recipe, output, options.trials, engine, progress=not options.json)
+    found = run(recipe, output, options.trials, begin, progress=not options.json)
     if options.json:
         return print_json({key: value for key, value in vars(found).items() if key != "rows"})
     from rich.console import Console
@@ -454,10 +516,25 @@ def search(options: argparse.Namespace) -> None:
     print(f"Next: ftdocs train {found.search / BEST}")
 
 
+def about_space(recipe: Path, space: dict[str, Any]) -> str:
+    """One line on the space that is searched where the recipe has none, as it would stand in the recipe."""
+    written = ", ".join(
+        f"{key}: {json.dumps(values)}"
+        if isinstance(values, list)
+        else f"{key}: {{low: {values.low:.3g}, high: {values.high:.3g}, log: {json.dumps(values.log)}}}"
+        for key, values in space.items()
+    )
+    return (
+        f"{recipe}: no search.space, so this one is searched: {{{written}}}; "
+        "to change it, write a section search: with space: into the recipe"
+    )
+
+
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a run."""
     from ftdocs import runs
 
+    check_no_search(options.run)
     runs.read_result(options.run)  # a folder that is no run is refused before torch is loaded
     from ftdocs.evaluate import evaluate_run
 
@@ -469,12 +546,28 @@ def evaluate(options: argparse.Namespace) -> None:
     print_evaluation(outcome)
 
 
+def check_no_search(folder: Path) -> None:
+    """Refuse the folder of a search, and name the run in it that was meant: only the best trial's weights are kept."""
+    if not (folder / "search.json").is_file():  # ftdocs.search.PLAN, without importing torch
+        return
+    kept = [
+        path for path in folder.glob("trials/*") if (path / "model").is_dir() or (path / "adapter").is_dir()
+    ]
+    if len(kept) == 1:
+        raise InputError(
+            f"{folder}: is a search, not a run; evaluate its best trial: ftdocs evaluate {kept[0]}"
+        )
+    raise InputError(f"{folder}: is a search that has not finished; the same `ftdocs search` command goes on")
+
+
 def print_evaluation(outcome: dict[str, Any]) -> None:
     """What ``evaluate_run`` found, for people: a line for each metric, with its interval where there is one."""
     print(f"{outcome['run']}: {outcome['rows']} {outcome['split']} rows")
     spans = outcome.get("intervals", {})
     for name, value in outcome["metrics"].items():
         span = "  (95 % interval: {:.4f} to {:.4f})".format(*spans[name]) if name in spans else ""
+        if name in spans and spans[name][0] == spans[name][1]:  # every resample is the same: no certainty
+            span = "  (95 % interval: none, these rows cannot tell)"
         print(f"  {name:<26} {value:.4f}{span}")
     if "confusion" in outcome:
         print_confusion(**outcome["confusion"])

@@ -444,13 +444,57 @@ def test_convert_writes_rows_and_keeps_what_is_there(tmp_path, capsys):
     assert {
         json.loads(line)["text"]: json.loads(line)["label"] for line in target.open(encoding="utf-8")
     } == KEPT
-    assert "unannotated: 1 (rows 5)" in capsys.readouterr().out
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert shown == ["unannotated: 1 (rows 5)", "disagree, with a majority: 1 (rows 2)", "tied: 1 (rows 4)"]
     assert main(["data", "convert", str(export), "--output", str(target)]) == 2
     assert (
         main(["data", "convert", str(export), "--output", str(tmp_path / "x"), "--labels", "a,b", "--json"])
         == 2
     )
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def refused(capsys, *arguments):
+    """The one line with which a command refuses wrong input."""
+    assert main([str(each) for each in arguments]) == 2
+    out, line = capsys.readouterr()
+    assert out == "" and line.count("\n") == 1
+    return line
+
+
+def test_convert_names_the_fields_where_none_has_the_name_that_was_given(tmp_path, capsys):
+    rows = [{**task, "data": {"title": "T", "body": task["data"]["text"], "year": 1}} for task in studio()]
+    path = write(tmp_path / "x.json", rows)
+    for name in ("foo", "year", ""):
+        line = refused(capsys, "data", "convert", path, "--text", name)
+        assert f"{path}: no task has text in a field {name!r}; choose with --text from: title, body\n" in line
+    del rows[1]["data"]["body"]  # which the others have
+    line = refused(capsys, "data", "convert", write(path, rows), "--text", "body")
+    assert "row 2 (task 2): which field is the text? there are: title;" in line
+    path = write(tmp_path / "min.csv", studio_min())
+    line = refused(capsys, "data", "convert", path, "--text", "foo", "--question", "sentiment")
+    assert "a field 'foo'; choose with --text from: text\n" in line
+    path = write(tmp_path / "box.ndjson", box())
+    assert "has one text only; leave out --text" in refused(capsys, "data", "convert", path, "--text", "foo")
+    assert not list(tmp_path.glob("*rows*"))
+
+
+@pytest.mark.parametrize("labels", ["", " ", "negative,,positive", "negative,"])
+def test_a_list_of_labels_with_an_empty_name_is_refused(labels, tmp_path, capsys):
+    path, target = write(tmp_path / "x.json", studio()), tmp_path / "rows.jsonl"
+    line = refused(capsys, "data", "convert", path, "--labels", labels, "--output", target)
+    assert f"--labels {labels!r}: a name is empty; list all labels" in line and not target.exists()
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("verb", ["data convert", "data inspect", "new"])
+def test_lines_of_labelbox_that_are_named_json_are_to_be_renamed(verb, count, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "box.ndjson", box()[:count]).rename("box.json")
+    line = refused(capsys, *verb.split(), "box.json")
+    assert (
+        "box.json: one object a line, as Labelbox's NDJSON export has it; rename it to box.ndjson\n" in line
+    )
 
 
 def test_new_writes_a_recipe_for_an_export(tmp_path, capsys):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ftdocs import assets
-from ftdocs.cli import main
+from ftdocs.cli import main, print_evaluation
+from ftdocs.intervals import metric_intervals
 from ftdocs.recipe import Recipe
 
 WITHOUT = """
@@ -210,6 +211,17 @@ def test_what_needs_no_model_imports_no_torch(arguments, code, run_python, tmp_p
     done = run_python(SLOW, *verb.split(), *output)
     assert done.returncode == code, done.stderr
     assert done.stdout.splitlines()[-1] == "slow modules: []"
+
+
+def test_an_interval_without_width_is_not_shown_as_one(capsys):
+    found = metric_intervals([0, 0], [0, 1])  # one row of each class: every resample is the same
+    metrics = {name: interval.estimate for name, interval in found.items()}
+    spans = {name: [interval.low, interval.high] for name, interval in found.items()}
+    print_evaluation({"run": "x", "rows": 2, "split": "test", "metrics": metrics, "intervals": spans})
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert "0.5000  (95 % interval: 0.0945 to 0.9055)" in lines["accuracy"]
+    for name in ("precision", "recall", "f1"):
+        assert lines[name].endswith("  (95 % interval: none, these rows cannot tell)")
 
 
 def test_training_without_pytorch_is_one_line(run_python, tmp_path):

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,6 +280,40 @@ def test_without_a_space_rate_batch_size_and_epochs_are_searched(recipe):
     assert space["train.learning_rate"].low == pytest.approx(5e-6) and space["train.batch_size"] == [4, 8, 16]
     space = search.with_space(Recipe.load(recipe("\n  sampler: grid\n", ", max_steps: 3"))).search.space
     assert space and list(space) == ["train.learning_rate", "train.batch_size"]
+
+
+def test_the_space_that_nobody_wrote_is_named_beside_the_result(recipe, capsys):
+    path = recipe("", ", max_steps: 3")
+    for _ in range(2):  # the second time nothing is left to train
+        assert main(["search", str(path), "--trials", "1", "--json"]) == 0
+        out, line = capsys.readouterr()
+        assert json.loads(out)["trials"] == 1 and line.count("\n") == 1
+    space = "{train.learning_rate: {low: 5e-06, high: 0.0005, log: true}, train.batch_size: [4, 8, 16]}"
+    assert line.startswith(
+        f"ftdocs: {path}: no search.space, so this one is searched: {space}; to change it, "
+    )
+    assert "a section search:" in line
+    written = Recipe.load(recipe(f" {{space: {space}}}\n", ", max_steps: 3"))  # as it stands in the line
+    assert search.with_space(Recipe.load(recipe("", ", max_steps: 3"))).search.space == written.search.space
+    path = recipe(SPACE)
+    assert main(["search", str(path), "--trials", "1", "--json", "--output", "own"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_search_given_to_evaluate_names_its_best_trial(recipe, capsys):
+    assert main(["search", str(recipe()), "--trials", "2", "--json"]) == 0
+    capsys.readouterr()
+    line = refused(capsys, "evaluate", "runs/job-search")
+    found = search.search(Recipe.load("job.yaml"), Path("runs/job-search"), 2)
+    [best] = [row["folder"] for row in found.rows if row["value"] == found.value]
+    assert "runs/job-search: is a search, not a run; evaluate its best trial: ftdocs evaluate" in line
+    assert line.endswith(f" runs/job-search/{best}\n")
+    assert main([*line.split("ftdocs ")[-1].split(), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == f"runs/job-search/{best}"
+    shutil.rmtree(Path("runs/job-search", best))
+    assert "has not finished; the same `ftdocs search` command" in refused(
+        capsys, "evaluate", "runs/job-search"
+    )
 
 
 def test_the_search_section_changes_no_run(recipe):
