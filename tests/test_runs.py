@@ -578,6 +578,4 @@ def test_train_says_that_texts_stand_with_two_labels(tiny_llama, tmp_path, monke
     capsys.readouterr()
     assert run("train", "mine.yaml", "--json") == 0
     said = capsys.readouterr().err
-    assert (
-        "mine.jsonl: texts with more than one label: 1; `ftdocs data inspect` names their rows\n" in said
-    )
+    assert "mine.jsonl: texts with more than one label: 1; `ftdocs data inspect` names their rows\n" in said
