@@ -36,7 +36,7 @@ def messages(shape: Shape, setting: Setting) -> Counter[str]:
     if setting.sharding == "ddp":
         return Counter({"all-reduce": gradients})
     if setting.sharding == "zero2":
-        return Counter({"reduce-scatter": gradients, "all-gather": weights})
+        return Counter({"reduce-scatter": gradients, "all-gather": gradients})  # as large as the new weights
     blocks = weights - setting.weight * shape.root
     return Counter({"all-gather": weights + blocks, "reduce-scatter": gradients})
 

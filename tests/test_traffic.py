@@ -1,5 +1,7 @@
 """What GPUs send each other: by hand for a shape of three numbers, and what no form may say."""
 
+from dataclasses import replace
+
 import pytest
 
 from ftdocs import plan, shapes, traffic
@@ -30,7 +32,12 @@ def test_every_weight_is_sent_as_often_as_its_way_says(sharding, expected):
 
 def test_frozen_weights_have_no_gradients_to_send():
     setting = Setting(method="lora", gpus=4, sharding="ddp", rank=4)
-    assert traffic.messages(SHAPE, setting) == {"all-reduce": 4 * SHAPE.lora_parameters(4)}
+    adapters = 4 * SHAPE.lora_parameters(4)
+    assert traffic.messages(SHAPE, setting) == {"all-reduce": adapters}
+    halves = {"reduce-scatter": adapters, "all-gather": adapters}
+    assert traffic.messages(SHAPE, replace(setting, sharding="zero2")) == halves
+    gathered = traffic.messages(SHAPE, replace(setting, sharding="fsdp"))
+    assert gathered == {"all-gather": 2 * (ROOT + 2 * BLOCKS) + 2 * adapters, "reduce-scatter": adapters}
 
 
 def test_a_ring_sends_twice_for_sums_that_all_get():
