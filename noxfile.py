@@ -50,6 +50,10 @@ def prepare(session: nox.Session) -> None:
         return
     if sys.version_info < (3, 11):  # noqa: UP036 - nox itself may have been installed with an older one
         session.error("Python 3.11 or newer is needed: install nox with a newer Python")
+    if Path(sys.prefix) == ENVIRONMENT:  # nox lies in it too, and would take away what it stands on
+        session.error(
+            f"this nox belongs to the environment that is to be made anew; deactivate {ENVIRONMENT} first"
+        )
     started = time.monotonic()
     session.run(sys.executable, "-m", "virtualenv", "--quiet", "--clear", str(ENVIRONMENT), external=True)
     # Plain pip and never uv, which takes torch's CUDA build from the index where pip is pointed at another one.
