@@ -157,6 +157,13 @@ def labelstudio(session: nox.Session) -> None:
     run(session, "tests/label_studio.py", Path(session.bin) / "label-studio")
 
 
+@nox.session(reuse_venv=True)
+def skypilot(session: nox.Session) -> None:
+    """Let SkyPilot's own class read the book's task file (-- --write keeps its schema anew, for the page)."""
+    session.install("--quiet", "skypilot==0.14.1")
+    session.run("python", "tests/sky_task.py", *session.posargs)
+
+
 @nox.session(venv_backend="none")
 def live(session: nox.Session) -> None:
     """Serve the book in smoke size and rebuild what is edited (-- sphinx-autobuild's own options)."""

@@ -1,0 +1,20 @@
+"""Go on with the run that the bucket has, or begin it; each checkpoint goes to the bucket while training goes on."""
+
+import os
+import sys
+from pathlib import Path
+
+from ftdocs import cli, processes, storage
+from ftdocs.errors import InputError
+
+run, url = Path("runs/job"), os.environ["BUCKET"]
+recipe, *settings = sys.argv[1:]
+if not processes.is_main():  # of several that train one model, by torchrun, one speaks to the bucket
+    sys.exit(cli.main(["train", recipe, "--output", str(run), "--resume", *settings]))
+try:
+    storage.pull(url, run)
+    with storage.kept(run, url):
+        code = cli.main(["train", recipe, "--output", str(run), "--resume", *settings])
+except InputError as error:
+    sys.exit(f"ftdocs: {error}")
+sys.exit(code)
