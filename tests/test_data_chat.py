@@ -179,7 +179,11 @@ def test_where_padding_is_the_end_the_end_is_still_trained(gpt2_like):
 
 
 @settings(max_examples=60, deadline=None)
-@given(text=st.text(min_size=1), seq_len=st.integers(2, 9))
+@given(
+    # The end token, written out, is a text without anything to predict: refused, and not this test's matter.
+    text=st.text(min_size=1).filter(lambda text: "<|endoftext|>" not in text),
+    seq_len=st.integers(2, 9),
+)
 def test_every_token_of_a_long_document_is_trained_once_but_the_first(gpt2_like, text, seq_len):
     whole = [*gpt2_like(text)["input_ids"], gpt2_like.eos_token_id]
     pieces = encode([{"row": 1, "text": text}], "text", gpt2_like, seq_len)
