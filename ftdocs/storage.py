@@ -132,10 +132,8 @@ def pull(url: str, run: Path) -> Path | None:
         with files.explain_write_errors(run), files.new_folder(run) as aside:
             for name in there:
                 folder = PurePosixPath(name).parent
-                if (
-                    folder.parts[:1] == ("checkpoints",)
-                    and f"{'/'.join(folder.parts[:2])}/seal.json" not in there
-                ):
+                seal = PurePosixPath(*folder.parts[:2], checkpoints.SEAL)
+                if folder.parts[:1] == ("checkpoints",) and seal.as_posix() not in there:
                     continue
                 (aside / folder).mkdir(parents=True, exist_ok=True)
                 storage.get_file(f"{place}/{name}", str(aside / name))
@@ -188,7 +186,7 @@ def sealed(checkpoint: Path) -> bool:
 
 def whole_checkpoints(run: Path) -> list[Path]:
     """A run's whole checkpoints, the newest first; one that is being written is none."""
-    return [each for each in checkpoints.newest_first(run) if sealed(each) and checkpoints.is_good(each)]
+    return [each for each in checkpoints.newest_first(run) if checkpoints.is_good(each)]
 
 
 def own_files(run: Path) -> list[str]:

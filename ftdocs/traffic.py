@@ -18,8 +18,6 @@ COLLECTIVES = {
     "_allgather_base_": ("all-gather", 0),
     "_reduce_scatter_base_": ("reduce-scatter", 1),
 }
-# Of the whole, what each of n GPUs sends by a ring: so many times (n - 1) / n (Patarasuk and Yuan, 2009).
-ROUNDS = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
 
 
 def messages(shape: Shape, setting: Setting) -> Counter[str]:
@@ -42,8 +40,9 @@ def messages(shape: Shape, setting: Setting) -> Counter[str]:
 
 
 def sent(whole: Counter[str], gpus: int) -> float:
-    """Bytes that each GPU sends for these collectives, by rings."""
-    return sum(ROUNDS[name] * size for name, size in whole.items()) * (gpus - 1) / gpus
+    """Bytes that each GPU sends for these collectives, by rings (Patarasuk and Yuan, 2009)."""
+    rounds = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}
+    return sum(rounds[name] * size for name, size in whole.items()) * (gpus - 1) / gpus
 
 
 def counted(work: Callable[[], object]) -> Counter[str]:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -180,12 +180,14 @@ def test_where_padding_is_the_end_the_end_is_still_trained(gpt2_like):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    # The end token, written out, is a text without anything to predict: refused, and not this test's matter.
-    text=st.text(min_size=1).filter(lambda text: "<|endoftext|>" not in text),
+    # The end token alone has nothing to predict, and a test of its own.
+    text=st.text(min_size=1).filter(lambda text: text != "<|endoftext|>"),
     seq_len=st.integers(2, 9),
 )
+@example(text="a<|endoftext|>", seq_len=2)
 def test_every_token_of_a_long_document_is_trained_once_but_the_first(gpt2_like, text, seq_len):
-    whole = [*gpt2_like(text)["input_ids"], gpt2_like.eos_token_id]
+    whole, end = gpt2_like(text)["input_ids"], gpt2_like.eos_token_id
+    whole += [end] * (whole[-1] != end)  # an end that is there is not doubled
     pieces = encode([{"row": 1, "text": text}], "text", gpt2_like, seq_len)
     assert [label for row in pieces for label in row["labels"] if label != IGNORED] == whole[1:]
     assert all(len(row["input_ids"]) <= seq_len for row in pieces)

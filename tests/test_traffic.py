@@ -1,4 +1,4 @@
-"""What GPUs send each other: by hand for a shape of three numbers, and what no form may say."""
+"""What GPUs send each other: by hand from the sizes of a block and of the rest, and what is refused."""
 
 from dataclasses import replace
 
