@@ -94,8 +94,10 @@ def quiet_libraries() -> None:
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
+    import logging
     import warnings
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells of a faster kernel at every import
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
@@ -235,6 +237,16 @@ def parser() -> Parser:
 
     it = verb("evaluate", evaluate, "a run's metrics on the test rows that its training never saw")
     it.add_argument("run", type=Path, metavar="RUN_DIR", help="what `ftdocs train` made, such as runs/NAME")
+
+    it = verb("merge", merge, "a run's adapter and its base model as one model, in full precision")
+    it.add_argument("run", type=Path, metavar="RUN_DIR", help="what `ftdocs train` made, such as runs/NAME")
+    it.add_argument(
+        "--output", type=Path, metavar="DIR", required=True, help="a folder that is not there yet"
+    )
+    it.add_argument(
+        "--check", action="store_true", help="compare the logits of merged and unmerged before it is written"
+    )
+    it.add_argument("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16; the base's when left out")
 
     return top
 
@@ -583,6 +595,30 @@ def print_confusion(labels: list[str], counts: list[list[int]]) -> None:
     print(" ".join(["  " + " " * width, *(name.rjust(width) for name in names)]))
     for name, row in zip(names, counts, strict=True):
         print(" ".join([f"  {name.ljust(width)}", *(str(count).rjust(width) for count in row)]))
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Merge an adapter."""
+    if options.dtype not in (None, "float32", "bfloat16", "float16"):
+        raise InputError(f"--dtype {options.dtype}: give float32, bfloat16 or float16")
+    from ftdocs import runs
+
+    check_no_search(options.run)
+    runs.read_result(options.run)  # a folder that is no run is refused before torch is loaded
+    from ftdocs.merge import merge_run
+
+    found = merge_run(options.run, options.output, options.check, options.dtype)
+    if options.json:
+        return print_json(vars(found))
+    print(f"wrote {found.output}: the whole model, in {found.dtype}")
+    if options.check:
+        print(
+            f"  largest difference of a logit, merged against unmerged, float32: {found.float32_difference:.2g}"
+        )
+        print(
+            f"  the written weights change the logits by {found.rounding_difference:.2g},"
+            f" the training by {found.tuning_difference:.2g} (root mean square)"
+        )
 
 
 def load_recipe(path: Path, overrides: list[str]) -> Any:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -15,10 +16,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ftdocs import assets, attention, hardware
+from ftdocs import assets, attention, files, hardware
 from ftdocs.errors import InputError
 from ftdocs.methods.lora import old_name_allowed
 from ftdocs.recipe import Recipe
+
+BASE = "base.json"  # in an adapter's folder: what it was trained on
 
 
 def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -99,10 +102,52 @@ def load_run(folder: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
     if not (folder / "adapter").is_dir():
         recipe = recipe.model_copy(update={"model": str(folder / "model")})
         return load(recipe, saved_labels(folder))
-    base, _ = load(recipe, saved_labels(folder))
+    return load_adapted(recipe, folder / "adapter", saved_labels(folder))
+
+
+def load_adapted(
+    recipe: Recipe, adapter: Path, labels: list[str] | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """The recipe's base model with an adapter on it, and the adapter's tokenizer.
+
+    Raises:
+        InputError: the adapter was trained on another base model.
+    """
+    check_base(adapter, recipe.model)
+    base, _ = load(recipe, labels)
     with old_name_allowed():
-        tuned = PeftModel.from_pretrained(base, folder / "adapter")
-    return tuned, AutoTokenizer.from_pretrained(folder / "adapter")
+        tuned = PeftModel.from_pretrained(base, adapter)
+    return tuned, AutoTokenizer.from_pretrained(adapter)
+
+
+def base_facts(name: str) -> dict[str, Any]:
+    """What an adapter keeps of its base model: name, source, revision, and the SHA-256 of each file of weights."""
+    folder = assets.model_path(name)
+    source = json.loads((folder / assets.RECORD).read_text()) if (folder / assets.RECORD).is_file() else {}
+    return {
+        "model": assets.public_name(name),
+        **{key: source[key] for key in ("source", "id", "commit", "converted") if key in source},
+        "weights": {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))},
+    }
+
+
+def check_base(adapter: Path, name: str) -> None:
+    """Refuse a base model whose weights are not those that an adapter was trained on: it would load, and talk nonsense.
+
+    An adapter without ``base.json``, made before there was one or elsewhere, cannot be checked and passes.
+
+    Raises:
+        InputError: names both.
+    """
+    if not (adapter / BASE).is_file():
+        return
+    trained_on, here = json.loads((adapter / BASE).read_text()), base_facts(name)
+    if trained_on["weights"] != here["weights"]:
+        source = " ".join(str(trained_on[key]) for key in ("id", "commit") if key in trained_on)
+        raise InputError(
+            f"{adapter}: was trained on {trained_on['model']}{f' ({source})' if source else ''}, whose weights are not"
+            f" those of {name} here; give it that base model (is FTDOCS_SOURCE another one?), or train again"
+        )
 
 
 def saved_labels(folder: Path) -> list[str] | None:

@@ -295,6 +295,9 @@ def save(
             model.save_pretrained(
                 aside, state_dict=weights, save_embedding_layers=False
             )  # left to itself, PEFT asks the hub about them
+            files.write_atomic(
+                aside / models.BASE, json.dumps(models.base_facts(recipe.model), indent=1) + "\n"
+            )
         else:
             model.save_pretrained(aside, state_dict=weights)
         tokenizer.save_pretrained(aside)
