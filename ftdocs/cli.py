@@ -302,6 +302,7 @@ def plan(options: argparse.Namespace) -> None:
     }
     if own.get("gpus", 1) > 1:
         own.setdefault("sharding", "fsdp")
+    adapters = [f"--lora-{name}" for name in ("rank", "targets") if name in own]
     if options.recipe is not None:
         from ftdocs.recipe import Recipe
 
@@ -310,6 +311,10 @@ def plan(options: argparse.Namespace) -> None:
         setting = replace(setting, **own)
     else:
         shape, setting = shapes.find(options.model), Setting(**own)
+    if adapters and setting.method not in ("lora", "qlora"):
+        raise InputError(
+            f"{' and '.join(adapters)}: method {setting.method} has no adapters; add --method lora or qlora"
+        )
     steps = plan.fit(shape, setting, plan.gpu_bytes(options.gpu)) if options.fit else None
     found = plan.report(shape, setting, options.gpu, steps)
     if options.gpu:

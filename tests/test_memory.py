@@ -335,6 +335,9 @@ def test_a_recipe_can_be_planned(capsys, tmp_path):
             "--model Llama-3.1-8B --method lora --lora-targets query",
             "has no linear layer query; it has q_proj",
         ),
+        ("--model Llama-3.1-8B --lora-rank 8", "--lora-rank: method full has no adapters; add --method lora"),
+        ("--model Llama-3.1-8B --method full --lora-rank 8 --lora-targets q_proj", "--lora-rank and --lora-t"),
+        ("recipes/training-in-the-open.yaml --lora-targets q_proj", "--lora-targets: method full"),
         ("--model Llama-3.1-8B --gpu A11", "--gpu A11: not in the catalogue"),
         ("--model Llama-3.1-8B --fit", "--fit needs a GPU"),
         ("--model Llama-3.1-8B --batch-size 0", "batch_size is 0; give at least 1"),
@@ -344,7 +347,8 @@ def test_a_recipe_can_be_planned(capsys, tmp_path):
         ("--model Llama-3.1-405B --gpu A10G --fit", "take more GPUs"),
     ],
 )
-def test_wrong_input_is_one_line(arguments, message, capsys):
+def test_wrong_input_is_one_line(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
     assert cli.main(["plan", *arguments.split()]) == 2
     out, err = capsys.readouterr()
     assert message in err and err.count("\n") == 1 and not out
