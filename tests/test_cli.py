@@ -230,3 +230,8 @@ def test_training_without_pytorch_is_one_line(run_python, tmp_path):
     done = run_python(WITHOUT, "train", str(recipe))
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "torch is not installed" in done.stderr and "doctor" in done.stderr
+
+
+def test_what_training_imports_says_nothing(run_python):
+    done = run_python("import ftdocs.train")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
