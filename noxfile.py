@@ -72,7 +72,9 @@ def run(session: nox.Session, *command: str | Path, **env: str) -> None:
     prepare(session)
     path = os.pathsep.join([str(PYTHON.parent), os.environ.get("PATH", "")])
     inside = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT), "PYTHONPATH": None, **QUIET, **env}
-    inside |= {"PYTHONDONTWRITEBYTECODE": None}  # set in many containers; each process would compile all it imports
+    inside |= {
+        "PYTHONDONTWRITEBYTECODE": None
+    }  # set in many containers; each process would compile all it imports
     session.run(str(PYTHON), *map(str, command), env=inside, external=True)
 
 

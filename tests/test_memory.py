@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from dataclasses import replace
 
 import pytest
@@ -336,7 +337,10 @@ def test_a_recipe_can_be_planned(capsys, tmp_path):
             "has no linear layer query; it has q_proj",
         ),
         ("--model Llama-3.1-8B --lora-rank 8", "--lora-rank: method full has no adapters; add --method lora"),
-        ("--model Llama-3.1-8B --method full --lora-rank 8 --lora-targets q_proj", "--lora-rank and --lora-t"),
+        (
+            "--model Llama-3.1-8B --method full --lora-rank 8 --lora-targets q_proj",
+            "--lora-rank and --lora-t",
+        ),
         ("recipes/training-in-the-open.yaml --lora-targets q_proj", "--lora-targets: method full"),
         ("--model Llama-3.1-8B --gpu A11", "--gpu A11: not in the catalogue"),
         ("--model Llama-3.1-8B --fit", "--fit needs a GPU"),
