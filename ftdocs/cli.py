@@ -248,6 +248,56 @@ def parser() -> Parser:
     )
     it.add_argument("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16; the base's when left out")
 
+    it = verb("chat", chat, "talk with a tuned model in the terminal")
+    it.add_argument(
+        "run", type=Path, metavar="RUN_DIR", help="a run, a folder with a model, or a model's name"
+    )
+    it.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    it.add_argument("--max-tokens", type=int, default=256, metavar="N", help="tokens of an answer (256)")
+
+    it = verb("serve", serve, "answer over HTTP as OpenAI's API does: keys, limits, health, metrics")
+    it.add_argument(
+        "run", type=Path, metavar="RUN_DIR", help="a run, a folder with a model, or a model's name"
+    )
+    it.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="of this machine (127.0.0.1); others need keys"
+    )
+    it.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="where to listen (8000); 0 takes a free one"
+    )
+    it.add_argument(
+        "--key-file", type=Path, metavar="FILE", help="API keys, one a line; or set FTDOCS_API_KEY"
+    )
+    for option, metavar, default, text in (
+        ("--max-tokens", "N", 512, "tokens of an answer, at most"),
+        ("--rate", "N", 120, "requests a minute that each key may send; 0 for any number"),
+        ("--queue", "N", 32, "requests that may wait for their turn"),
+        ("--timeout", "SECONDS", 120, "for an answer, waiting included"),
+        ("--grace", "SECONDS", 30, "for what runs when SIGTERM or Ctrl-C comes"),
+    ):
+        it.add_argument(option, type=int, default=default, metavar=metavar, help=f"{text} ({default})")
+    it.add_argument(
+        "--max-prompt-tokens",
+        type=int,
+        metavar="N",
+        help="of a conversation; what the model can see when left out",
+    )
+    it.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="of answers (0: the likeliest)"
+    )
+    it.add_argument(
+        "--batching",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="answer up to 16 requests together; without, one after the other, each with its own temperature",
+    )
+    it.add_argument(
+        "--backend-log",
+        type=Path,
+        metavar="FILE",
+        help="keep what the model's server prints; may hold prompts",
+    )
+
     return top
 
 
@@ -561,6 +611,69 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.json:
         return print_json(outcome)
     print_evaluation(outcome)
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Talk with a model."""
+    from ftdocs import backend
+
+    if not (options.run / "adapter").is_dir():
+        backend.find(options.run)  # what cannot hold a conversation is refused before torch is loaded
+    from ftdocs.chat import Conversation, talk
+
+    conversation = Conversation(options.run, options.system, options.max_tokens)
+    talk(conversation, show=not options.json)
+    if options.json:
+        print_json({"messages": conversation.messages})
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serve a model."""
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f'{package} is not installed; python -m pip install "ftdocs[serve]"')
+    from ftdocs import backend, gateway
+
+    for name, least in {
+        "max_tokens": 1,
+        "rate": 0,
+        "queue": 0,
+        "timeout": 1,
+        "grace": 0,
+        "temperature": 0,
+    }.items():
+        if not getattr(options, name) >= least:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: give {least} or more")
+    if not options.temperature <= 2:
+        raise InputError(f"--temperature {options.temperature:g}: give 0 to 2")
+    keys = gateway.read_keys(options.key_file)
+    served = backend.find(options.run)
+    room = served.context - options.max_tokens
+    if options.max_prompt_tokens is None:
+        options.max_prompt_tokens = room
+    if not 0 < options.max_prompt_tokens <= room:
+        raise InputError(
+            f"--max-tokens {options.max_tokens} and --max-prompt-tokens {options.max_prompt_tokens}: the model sees"
+            f" {served.context} tokens, prompt and answer together"
+        )
+    listener = gateway.listen(options.host, options.port, keys)
+    limits = gateway.Limits(
+        options.max_prompt_tokens, options.max_tokens, options.rate, 16 if options.batching else 1, options.queue,
+        options.timeout,
+    )  # fmt: skip
+    who = "with an API key" if keys else "without a key, from this machine only"
+
+    def announce(url: str) -> None:
+        if options.json:
+            print_json({"url": f"{url}/v1", "model": served.name, "pid": os.getpid()})
+            sys.stdout.flush()
+        else:
+            print(f"{served.name} answers at {url}/v1, {who}; Ctrl-C ends it", flush=True)
+
+    gateway.serve(
+        served, listener, limits, keys, announce, options.batching, options.temperature, options.grace,
+        options.backend_log,
+    )  # fmt: skip
 
 
 def check_no_search(folder: Path) -> None:

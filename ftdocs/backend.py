@@ -1,0 +1,246 @@
+"""The model's own server, an existing one: ``transformers serve``, or vLLM where there is a GPU and vLLM.
+
+It runs as a child process on a private port of this machine, and :mod:`ftdocs.gateway` stands before it.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from ftdocs import assets, files, hardware, runs
+from ftdocs.errors import InputError
+
+# A child that reads from a pipe until its parent has gone, in whatever way that ended, and then goes too. The
+# operating system closes the pipe, so this holds after `kill -9`, and on Linux, macOS and Windows alike.
+LIFELINE = """
+import os, runpy, sys, threading
+
+def watch(pipe):
+    while os.read(pipe, 1):
+        pass
+    os._exit(1)
+
+threading.Thread(target=watch, args=(os.dup(0),), daemon=True).start()
+sys.stdin = open(os.devnull)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+SECRETS = ("FTDOCS_API_KEY", "HF_TOKEN", "FTDOCS_HF_TOKEN", "OPENAI_API_KEY")  # the child needs none of them
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that can be served.
+
+    Attributes:
+        name: what clients call it.
+        folder: its whole model as safetensors, with tokenizer and chat template.
+        context: tokens that it can see at once.
+        run: the run that it is from; None for a folder that is only a model.
+        fingerprint: of the weights.
+    """
+
+    name: str
+    folder: Path
+    context: int
+    run: Path | None
+    fingerprint: str
+    generation: dict[str, Any] = field(default_factory=dict)
+
+
+def find(given: Path) -> Served:
+    """The model of a finished run, of a folder with a whole model, or with a name from ``ftdocs assets``.
+
+    A run that trained an adapter is merged into its base model once, in the cache folder, by the adapter's
+    fingerprint.
+
+    Raises:
+        InputError: there is no such model, or one that cannot hold a conversation.
+    """
+    run = None
+    if given.is_dir() and (given / "config.json").is_file():
+        folder = given
+    elif (
+        not given.exists()
+        and given.name == str(given)
+        and given.name in {asset.name for asset in assets.catalogue() if asset.kind == "model"}
+    ):
+        folder = assets.model_path(given.name)
+    else:
+        runs.read_result(given)
+        run = given
+        check_writes_text(run)
+        folder = run / "model" if (run / "model").is_dir() else merged(run)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{folder / 'config.json'}: is damaged or gone; train again") from None
+    check_chats(folder, given, config)
+    generation = folder / "generation_config.json"
+    return Served(
+        name=(run or given).resolve().name if given.exists() else given.name,
+        folder=folder.resolve(),
+        context=int(config.get("max_position_embeddings") or 2048),
+        run=run,
+        fingerprint=runs.folder_fingerprint(folder),
+        generation=json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {},
+    )
+
+
+def check_writes_text(run: Path) -> None:
+    """Refuse a run that trained a classifier."""
+    try:
+        labels = json.loads((run / runs.SPLITS).read_text(encoding="utf-8"))["labels"]
+    except (OSError, ValueError, KeyError):
+        raise InputError(f"{run / runs.SPLITS}: is damaged or gone; train again") from None
+    if labels:
+        raise InputError(
+            f"{run}: is a classifier ({', '.join(labels[:3])}{', …' * (len(labels) > 3)}) and cannot hold a"
+            f" conversation; {run / runs.CARD} shows how to use it"
+        )
+
+
+def check_chats(folder: Path, given: Path, config: dict[str, Any]) -> None:
+    """Refuse a model that writes no text, or whose tokenizer does not know what a conversation looks like."""
+    kinds = config.get("architectures") or [""]
+    if not any(kind.endswith(("ForCausalLM", "ForConditionalGeneration")) for kind in kinds):
+        raise InputError(f"{given}: {kinds[0] or 'this model'} cannot generate text; give one that can")
+    settings = folder / "tokenizer_config.json"
+    known = (folder / "chat_template.jinja").is_file() or (
+        settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    )
+    if not known:
+        raise InputError(
+            f"{given}: its tokenizer has no chat template, so it cannot hold a conversation;"
+            " train an instruct model, or complete text as its README.md shows"
+        )
+
+
+def merged(run: Path) -> Path:
+    """The whole model of a run that trained an adapter: made once, kept in the cache folder.
+
+    Raises:
+        InputError: as :func:`ftdocs.merge.merge_run`.
+    """
+    from ftdocs.merge import merge_run  # here, as a run with a whole model needs no torch
+
+    target = files.home() / "merged" / runs.folder_fingerprint(run / "adapter")[:16]
+    with files.lock(target):
+        if not target.is_dir():
+            print(f"ftdocs: {run}: merging the adapter into its base model, once", file=sys.stderr)
+            merge_run(run, target)
+    return target
+
+
+def command(served: Served, port: int, batching: bool) -> list[str]:
+    """The module and arguments of the server that fits this machine: vLLM on a GPU that has it, else transformers'.
+
+    On a CPU a twentieth of the memory holds keys and values for batching: transformers' own share, made for GPUs, is
+    most of the machine.
+    """
+    if hardware.device().type == "cuda" and importlib.util.find_spec("vllm"):
+        return [
+            *("vllm.entrypoints.cli.main", "serve", str(served.folder), "--host", "127.0.0.1"),
+            *("--port", str(port), "--served-model-name", str(served.folder), "--disable-log-requests"),
+            *("--max-num-seqs", "16" if batching else "1"),
+        ]
+    dtype = str(hardware.dtype()).removeprefix("torch.")
+    common = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        hardware.device().type,
+        "--dtype",
+        dtype,
+    ]
+    shared = ["--continuous-batching", "--cb-max-memory-percent", "0.05"] if batching else []
+    if hardware.device().type == "cuda":
+        shared = shared[:1]
+    return ["transformers.cli.transformers", "serve", str(served.folder), *common, *shared]
+
+
+def shares_sampling(arguments: list[str]) -> bool:
+    """Whether the server samples all requests as the first one asked: transformers' batching does."""
+    return "--continuous-batching" in arguments
+
+
+class Backend:
+    """The child process; ``url`` is where it answers.
+
+    Args:
+        served: what to serve.
+        batching: answer several requests together, token by token, instead of one after the other.
+        log: a file for the child's own output, which may hold text of prompts; else it is kept nowhere.
+    """
+
+    def __init__(self, served: Served, batching: bool = True, log: Path | None = None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.arguments = command(served, port, batching)
+        self.home = Path(tempfile.mkdtemp(prefix="ftdocs-serve-"))
+        self.output: deque[str] | None = deque(maxlen=20)  # the last lines, until it answers
+        kept = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        own = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(self.home)}
+        with open(log or os.devnull, "a", encoding="utf-8") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", LIFELINE, *self.arguments],
+                stdin=subprocess.PIPE,
+                stdout=file if log else subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**kept, **own},
+                start_new_session=True,  # Ctrl-C is the gateway's: what runs is finished first
+            )
+        if self.process.stdout:
+            threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        """Read the child's output, so that it never waits for us; once it answers, drop it."""
+        for line in self.process.stdout or ():
+            if self.output is not None:
+                self.output.append(line.decode(errors="replace"))
+
+    def wait(self, seconds: float = 600) -> None:
+        """Wait until it answers.
+
+        Raises:
+            RuntimeError: it ended instead, or did not answer in time; the message has the end of its output.
+        """
+        until = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < until:
+            try:
+                if httpx2.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    self.output = None  # what comes from now on could hold text of a prompt
+                    return
+            except httpx2.TransportError:
+                time.sleep(0.1)
+        said = "".join(self.output or ())
+        raise RuntimeError(f"the model's server did not start: {' '.join(self.arguments)}\n{said}")
+
+    def stop(self) -> None:
+        """End the child: asked first, then made to."""
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                pipe.close()
+        shutil.rmtree(self.home, ignore_errors=True)
