@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if processes.lost(error):
             tell("another process of this run has ended, and so does this one; add --resume to go on")
-        elif type(error).__name__ in ("Interrupted", "Diverged", "AllFailed"):
+        elif type(error).__name__ in ("Interrupted", "Diverged", "AllFailed", "NotBetter"):
             tell(str(error), all_know=True)
         else:
             raise
@@ -297,6 +297,29 @@ def parser() -> Parser:
         metavar="FILE",
         help="keep what the model's server prints; may hold prompts",
     )
+
+    it = verb(
+        "compare",
+        compare,
+        "runs, and what needs no training, on the same test rows, difference by difference",
+    )
+    it.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN_DIR", help="what `ftdocs train` made, the newest last"
+    )
+    it.add_argument(
+        "--baselines",
+        default="",
+        metavar="A,B",
+        help="of the first run's base model: base (as it is), few-shot (with training rows as examples), "
+        "retrieval (with passages found in all documents)",
+    )
+    it.add_argument(
+        "--gate",
+        metavar="METRIC",
+        help="exit code 1 unless the last run beats the first one, or a single run every baseline: the 95 %% interval "
+        "of the difference leaves out 0",
+    )
+    it.add_argument("--limit", type=int, metavar="N", help="test rows at most (100; 1000 on a GPU)")
 
     return top
 
@@ -688,6 +711,72 @@ def check_no_search(folder: Path) -> None:
             f"{folder}: is a search, not a run; evaluate its best trial: ftdocs evaluate {kept[0]}"
         )
     raise InputError(f"{folder}: is a search that has not finished; the same `ftdocs search` command goes on")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Compare runs and baselines."""
+    from ftdocs import runs
+
+    for folder in options.runs:
+        check_no_search(folder)
+        runs.read_result(folder)  # a folder that is no run is refused before torch is loaded
+    baselines = [name.strip() for name in options.baselines.split(",")] if options.baselines else []
+    for package in ("rouge_score", "bm25s"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f'{package} is not installed; python -m pip install "ftdocs[documents,judge]"')
+    from ftdocs.compare import ANSWERS, NotBetter
+    from ftdocs.compare import compare as run
+
+    outcome = run(options.runs, baselines, options.gate, options.limit, progress=not options.json)
+    if warning := runs.rough(outcome["rows"], outcome["split"]):
+        print(f"ftdocs: {warning}", file=sys.stderr)
+    if options.json:
+        print_json(outcome)
+    else:
+        print_comparison(outcome)
+        print(f"\nrow by row: {options.runs[-1] / ANSWERS}")
+    if outcome["gate"] and not outcome["gate"]["passed"]:
+        raise NotBetter(f"{options.runs[-1]}: does not beat {'; '.join(outcome['gate']['not_beaten'])}")
+
+
+def print_comparison(outcome: dict[str, Any]) -> None:
+    """What ``ftdocs.compare.compare`` found, for people."""
+    last, names = outcome["runs"][-1], list(outcome["metrics"])
+    metrics = list(outcome["metrics"][last])
+    width = max(map(len, names))
+    count = outcome["documents"]
+    print(f"{outcome['rows']} test rows" + (f" of {count} document{'s' * (count > 1)}" if count else ""))
+    for note in outcome["notes"]:
+        print(f"  {note}")
+    if "max_new_tokens" in outcome:
+        print(f"  answers: greedy, of {outcome['max_new_tokens']} tokens at most")
+    print("\n" + " ".join([" " * width, *(f"{metric:>12}" for metric in metrics)]))
+    for name, found in outcome["metrics"].items():
+        figures = ("" if found[metric] is None else f"{found[metric]:.3f}" for metric in metrics)
+        print(" ".join([name.ljust(width), *(f"{figure:>12}" for figure in figures)]).rstrip())
+    for name, found in outcome["differences"].items():
+        print(f"\n{last} less {name}, with its paired 95 % interval over {outcome['resampled']}")
+        for metric, difference in found.items():
+            if difference is not None:
+                estimate, low, high = difference
+                told = "" if not low <= 0 <= high else "  (cannot tell)"
+                print(f"  {metric:<12} {estimate:+.3f}  ({low:+.3f} to {high:+.3f}){told}")
+        if "mcnemar" in outcome:
+            only, others, p_value = outcome["mcnemar"][name].values()
+            print(f"  right alone: {only} rows, the other {others}; McNemar's p = {p_value:.3f}")
+    if "errors" in outcome:
+        from ftdocs.scores import CATEGORIES
+
+        print("\nwhat is wrong with the answers, by rules")
+        print(" ".join([" " * width, *(f"{category:>12}" for category in CATEGORIES)]))
+        for name, found in outcome["errors"].items():
+            print(" ".join([name.ljust(width), *(f"{count:>12}" for count in found.values())]))
+        for category, rule in CATEGORIES.items():
+            print(f"  {category}: {rule}")
+    if outcome["gate"]:
+        print(
+            f"\ngate, by {outcome['gate']['metric']}: {'passed' if outcome['gate']['passed'] else 'not passed'}"
+        )
 
 
 def print_evaluation(outcome: dict[str, Any]) -> None:
