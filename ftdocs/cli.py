@@ -298,6 +298,32 @@ def parser() -> Parser:
         help="keep what the model's server prints; may hold prompts",
     )
 
+    it.add_argument(
+        "--feedback",
+        type=Path,
+        metavar="FILE",
+        help="where the web app keeps feedback; in the run when left out",
+    )
+    it.add_argument(
+        "--app",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a small web app beside the API, at /",
+    )
+
+    it = verb("feedback", feedback, "the next training set, from what people said about a run's answers")
+    it.add_argument("run", type=Path, metavar="RUN_DIR", help="a run that was served")
+    it.add_argument(
+        "--output", type=Path, required=True, metavar="ROWS.jsonl", help="a file that is not there yet"
+    )
+    it.add_argument(
+        "--store", type=Path, metavar="FILE", help="what serve --feedback named; in the run when left out"
+    )
+    it.add_argument(
+        "--preference", action="store_true", help="pairs of correction and answer, instead of conversations"
+    )
+    it.add_argument("--replay", action="store_true", help="the run's own training rows too")
+
     it = verb(
         "compare",
         compare,
@@ -684,6 +710,7 @@ def serve(options: argparse.Namespace) -> None:
         options.max_prompt_tokens, options.max_tokens, options.rate, 16 if options.batching else 1, options.queue,
         options.timeout,
     )  # fmt: skip
+    extend = web_app(options, served)
     who = "with an API key" if keys else "without a key, from this machine only"
 
     def announce(url: str) -> None:
@@ -692,11 +719,40 @@ def serve(options: argparse.Namespace) -> None:
             sys.stdout.flush()
         else:
             print(f"{served.name} answers at {url}/v1, {who}; Ctrl-C ends it", flush=True)
+            if extend:
+                print(f"web app: {url}/", flush=True)
 
     gateway.serve(
         served, listener, limits, keys, announce, options.batching, options.temperature, options.grace,
-        options.backend_log,
+        options.backend_log, *([extend] if extend else []),
     )  # fmt: skip
+
+
+def web_app(options: argparse.Namespace, served: Any) -> Any:
+    """What adds the web app to the gateway; None without it."""
+    if not options.app:
+        return None
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError('gradio is not installed; python -m pip install "ftdocs[serve]", or add --no-app')
+    from ftdocs import app
+    from ftdocs.feedback import NAME, Store
+
+    path = options.feedback or (served.run / NAME if served.run else None)
+    store, search = Store(path) if path else None, app.retriever(served.run)
+    return lambda api, gateway: app.add(api, gateway, store, search)
+
+
+def feedback(options: argparse.Namespace) -> None:
+    """Write the next training set."""
+    from ftdocs.feedback import export
+
+    done = export(options.run, options.output, options.store, options.preference, options.replay)
+    if options.json:
+        return print_json(done)
+    replayed = f" and {done['replayed']} of the run's own" if done["replayed"] else ""
+    print(f"wrote {done['rows']} rows{replayed} to {done['output']}")
+    for reason, count in done["left_out"].items():
+        print(f"  left out, {reason}: {count}")
 
 
 def check_no_search(folder: Path) -> None:

@@ -31,6 +31,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ftdocs.backend import Backend, Served, shares_sampling
 from ftdocs.errors import InputError
+from ftdocs.feedback import LONGEST, Feedback
 
 log = logging.getLogger("ftdocs.serve")
 SHORTEST_KEY = 16  # characters
@@ -138,6 +139,16 @@ class Asked(BaseModel):
     store: Literal[False] | None = None
 
 
+class Said(BaseModel):
+    """The body of a request that brings feedback."""
+
+    model_config = ConfigDict(extra="forbid")
+    messages: list[Turn] = Field(min_length=1)
+    answer: str
+    rating: Literal[-1, 0, 1] = 0
+    correction: str = Field("", max_length=LONGEST)
+
+
 class Keys:
     """API keys, kept as digests; none at all lets everybody in.
 
@@ -239,7 +250,7 @@ class Gateway:
         connections = httpx2.Limits(max_connections=limits.slots + 4)
         self.client = httpx2.AsyncClient(base_url=url, timeout=None, limits=connections, trust_env=False)
         self.slots = asyncio.Semaphore(limits.slots)
-        self.buckets: dict[int | None, Bucket] = {}
+        self.buckets: dict[int | str | None, Bucket] = {}
         self.running, self.waiting, self.ready, self.stopping = 0, 0, False, False
         self.registry = CollectorRegistry()
         more = {"registry": self.registry}
@@ -281,7 +292,7 @@ class Gateway:
             raise Refused(401, "invalid_api_key", f"{given_none}; send: Authorization: Bearer KEY")
         return place
 
-    def check_rate(self, key: int | None) -> None:
+    def check_rate(self, key: int | str | None) -> None:
         """Count a request of a key.
 
         Raises:
@@ -331,6 +342,19 @@ class Gateway:
                 )
                 raise Refused(400, "unsupported_value", message)
         return asked
+
+    def parse_feedback(self, raw: bytes) -> Feedback:
+        """A body that brings feedback, checked.
+
+        Raises:
+            Refused: 400.
+        """
+        try:
+            said = Said.model_validate_json(raw)
+        except ValidationError as error:
+            raise Refused(400, "invalid_value", explained(error)) from None
+        turns = [turn.plain() for turn in said.messages]
+        return Feedback(turns, said.answer, said.rating, said.correction, self.served.fingerprint)
 
     def count(self, asked: Asked) -> int:
         """Tokens of a conversation as the model sees it.

@@ -28,13 +28,18 @@ def tiny_llama(folder: Path, context: int = 4096) -> Path:
         num_key_value_heads=1, tie_word_embeddings=True, max_position_embeddings=context, bos_token_id=1,
         eos_token_id=2, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    words = [
+        text.isascii() and text.isalpha() for text in tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    ]
+    model.model.embed_tokens.weight.data *= torch.tensor(words)[:, None]  # it says words: other logits are 0
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def tiny_run(folder: Path, **method: Any) -> Path:
-    """A finished run of two steps on a few questions."""
+def tiny_run(folder: Path, data: Path | None = None, format: str = "prompt", **method: Any) -> Path:
+    """A finished run of two steps on a few questions, or on other data."""
     from ftdocs.recipe import Recipe
     from ftdocs.train import train
 
@@ -46,7 +51,12 @@ def tiny_run(folder: Path, **method: Any) -> Path:
     recipe = Recipe.model_validate(
         {
             "model": str(tiny_llama(folder / "base")),
-            "data": {"path": str(folder / "faq.jsonl"), "format": "prompt"},
+            "data": {
+                "path": str(data or folder / "faq.jsonl"),
+                "format": format,
+                "validation": 0.2,
+                "test": 0.2,
+            },
             "method": method or {"name": "full"},
             "train": {"max_steps": 2, "batch_size": 2, "seq_len": 64},
         }

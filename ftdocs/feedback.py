@@ -1,0 +1,214 @@
+"""What people say about answers: kept so that nothing acknowledged is lost, and made into the next training set."""
+
+import json
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ftdocs import runs
+from ftdocs.data import prepare
+from ftdocs.data.chat import as_messages
+from ftdocs.data.clean import normalise
+from ftdocs.errors import InputError
+
+NAME = "feedback.db"  # in a run's folder
+TABLE = """
+CREATE TABLE IF NOT EXISTS feedback (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    time TEXT NOT NULL,
+    model TEXT NOT NULL,
+    messages TEXT NOT NULL,
+    answer TEXT NOT NULL,
+    rating INTEGER NOT NULL CHECK (rating IN (-1, 0, 1)),
+    correction TEXT NOT NULL
+)
+"""
+LONGEST = 20_000  # characters of a correction
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What somebody said about an answer.
+
+    Attributes:
+        messages: the conversation before the answer.
+        answer: what the model said.
+        rating: 1, 0 or -1.
+        correction: what it should have said; "" where nobody wrote that.
+        model: fingerprint of its weights.
+        id: of the row, from 1.
+    """
+
+    messages: list[Message]
+    answer: str
+    rating: int
+    correction: str = ""
+    model: str = ""
+    id: int = 0
+
+
+class Store:
+    """A file of feedback (SQLite). What :meth:`add` returned for is on the disk, whatever ends the process.
+
+    The write-ahead log is flushed at each commit (``synchronous=FULL``); several processes may write.
+
+    Raises:
+        InputError: the file is no database of feedback, or cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.lock = path, threading.Lock()
+        try:
+            self.connection = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
+            self.connection.execute("PRAGMA journal_mode=WAL")
+            self.connection.execute("PRAGMA synchronous=FULL")
+            self.connection.execute(TABLE)
+        except sqlite3.Error as error:
+            raise InputError(
+                f"{path}: cannot hold feedback ({error}); choose another file with --feedback"
+            ) from None
+
+    def add(self, feedback: Feedback) -> int:
+        """Keep feedback; its id, once it is committed."""
+        row = (
+            datetime.now(UTC).isoformat(timespec="seconds"), feedback.model,
+            json.dumps(feedback.messages, ensure_ascii=False), feedback.answer, feedback.rating,
+            feedback.correction.strip(),
+        )  # fmt: skip
+        ask = "INSERT INTO feedback (time, model, messages, answer, rating, correction) VALUES (?, ?, ?, ?, ?, ?)"
+        with self.lock:
+            return int(self.connection.execute(ask, row).lastrowid or 0)
+
+    def __iter__(self) -> Iterator[Feedback]:
+        """All of it, the oldest first."""
+        ask = "SELECT messages, answer, rating, correction, model, id FROM feedback ORDER BY id"
+        with self.lock:
+            rows = self.connection.execute(ask).fetchall()
+        for messages, *rest in rows:
+            yield Feedback(json.loads(messages), *rest)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.connection.close()
+
+
+def training_rows(
+    found: list[Feedback], held_out: set[str], preference: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows to train on, and how many were left out, by reason.
+
+    Args:
+        found: the oldest first; of several corrections in one conversation the newest counts.
+        held_out: normalised questions that a run is evaluated on (:func:`held_out_questions`).
+        preference: pairs of the correction and what the model said, instead of the corrected conversation.
+
+    Returns:
+        ``{"messages"}`` rows, or ``{"prompt", "chosen", "rejected"}`` rows; and the reasons' counts.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    left_out: Counter[str] = Counter()
+    for each in found:
+        question = next((turn["content"] for turn in reversed(each.messages) if turn["role"] == "user"), "")
+        key = json.dumps([[turn["role"], normalise(turn["content"])] for turn in each.messages])
+        reason = ""
+        if not each.correction.strip():
+            reason = "no correction"
+        elif normalise(each.correction) == normalise(each.answer):
+            reason = "correction says the same"
+        elif normalise(question) in held_out:
+            reason = "held-out question"
+        elif preference and len(each.messages) > 1:
+            reason = "several turns"  # a preference row has one prompt
+        if reason:
+            left_out[reason] += 1
+            continue
+        if key in rows:
+            left_out["corrected again later"] += 1
+            del rows[key]
+        if preference:
+            rows[key] = {"prompt": question, "chosen": each.correction, "rejected": each.answer}
+        else:
+            rows[key] = {"messages": [*each.messages, {"role": "assistant", "content": each.correction}]}
+    return list(rows.values()), dict(left_out)
+
+
+def held_out_questions(run: Path) -> set[str]:
+    """The questions of a run's validation and test rows, normalised: feedback on them is not trained on.
+
+    Raises:
+        InputError: no finished run, or its data has changed or is gone, so nobody can tell which they are.
+    """
+    return {normalise(question(row)) for row in rows_of(run, "validation") + rows_of(run, "test")}
+
+
+def rows_of(run: Path, split: str) -> list[dict[str, Any]]:
+    """The rows of a run's split: ``train``, ``validation`` or ``test``."""
+    runs.read_result(run)
+    recipe = runs.read_recipe(run)
+    before = json.loads((run / runs.ENVIRONMENT).read_text(encoding="utf-8"))["fingerprint"]["data"]
+    if runs.data_fingerprint(prepare.source(recipe.data)) != before:
+        raise InputError(
+            f"{run}: its data has changed since the training, so its test questions are not known; restore the data"
+        )
+    return list(getattr(prepare.load_splits(recipe.data, recipe.train.seed), split))
+
+
+def question(row: dict[str, Any]) -> str:
+    """What a row asks: the last thing that a user says in it; a text itself."""
+    if "text" in row:
+        return str(row["text"])
+    return [turn["content"] for turn in as_messages(row) if turn["role"] == "user"][-1]
+
+
+def export(
+    run: Path, output: Path, store: Path | None = None, preference: bool = False, replay: bool = False
+) -> dict[str, Any]:
+    """Write the next training set from a run's feedback.
+
+    Args:
+        run: whose feedback, and whose validation and test rows are left out.
+        output: a JSON Lines file that does not exist.
+        store: the file of feedback; in the run's folder when left out.
+        preference: pairs for preference tuning.
+        replay: the run's own training rows too, so that the next model forgets them less.
+
+    Returns:
+        ``{"output", "rows", "replayed", "left_out": {reason: count}}``.
+
+    Raises:
+        InputError: nothing to write, or nowhere; as :func:`held_out_questions`.
+    """
+    from ftdocs import files
+
+    if output.exists():
+        raise InputError(f"{output}: exists; choose another name with --output, or remove it")
+    if output.suffix != ".jsonl":
+        raise InputError(f"{output}: the rows are written as JSON Lines; let the name end in .jsonl")
+    if preference and replay:
+        raise InputError(
+            "--replay: the run's rows have no rejected answers; leave out --preference or --replay"
+        )
+    held_out = held_out_questions(run)
+    path = store or run / NAME
+    if not path.is_file():
+        raise InputError(f"{path}: there is no feedback yet; `ftdocs serve {run}` collects it in its web app")
+    opened = Store(path)
+    found = list(opened)
+    opened.close()
+    rows, left_out = training_rows(found, held_out, preference)
+    if not rows:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
+        raise InputError(f"{path}: no row can be trained on ({reasons or 'it is empty'})")
+    again = rows_of(run, "train") if replay else []
+    if again and "text" in again[0]:
+        raise InputError(f"{run}: its training rows are texts and not conversations; leave out --replay")
+    with files.explain_write_errors(output):
+        every = [*rows, *({"messages": as_messages(row)} for row in again)]
+        files.write_atomic(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in every))
+    return {"output": str(output), "rows": len(rows), "replayed": len(again), "left_out": left_out}
