@@ -94,10 +94,8 @@ def quiet_libraries() -> None:
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():
         os.environ.setdefault(name, value)
-    import logging
     import warnings
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells of a faster kernel at every import
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
