@@ -884,7 +884,7 @@ def merge(options: argparse.Namespace) -> None:
 
 def load_recipe(path: Path, overrides: list[str]) -> Any:
     """The recipe in the size that this machine (or ``FTDOCS_PROFILE``) gets."""
-    from ftdocs.recipe import Method, Recipe
+    from ftdocs.recipe import USED_BY, Method, Recipe
 
     Recipe.load(path, overrides)  # a wrong recipe is refused before torch is loaded
     from ftdocs import hardware
@@ -893,11 +893,13 @@ def load_recipe(path: Path, overrides: list[str]) -> Any:
     for override in overrides:
         section, _, key = override.partition("=")[0].strip().partition(".")
         if section == "method" and key in Method.model_fields and key != "name":
-            owner = str(Method.model_fields[key].description).partition(":")[0]
-            if recipe.method.name != owner:  # else another method is trained than was meant, without a word
+            owners = USED_BY[key]
+            if (
+                recipe.method.name not in owners
+            ):  # else another method is trained than was meant, without a word
                 raise InputError(
-                    f"--set {override}: counts only with method.name: {owner}, and the recipe's is "
-                    f"{recipe.method.name}; add --set method.name={owner}, or leave it out"
+                    f"--set {override}: counts only with method.name: {', '.join(owners)}, and the recipe's is "
+                    f"{recipe.method.name}; add --set method.name={owners[0]}, or leave it out"
                 )
     return recipe
 

@@ -16,7 +16,7 @@ from ftdocs import evaluate, models, processes, runs
 from ftdocs.data import pack
 from ftdocs.data.chat import IGNORED
 from ftdocs.errors import InputError
-from ftdocs.methods import ulmfit
+from ftdocs.methods import adapters, ulmfit
 from ftdocs.progress import Progress
 from ftdocs.recipe import Recipe
 
@@ -141,7 +141,9 @@ def learning_rate(recipe: Recipe, kind: str = "text") -> float:
     """The peak learning rate: the recipe's, else a usual one for its method and kind of data."""
     if recipe.train.learning_rate:
         return recipe.train.learning_rate
-    if recipe.method.name == "lora":
+    if recipe.method.name in adapters.RATES:
+        return adapters.RATES[recipe.method.name]
+    if recipe.method.name == "bitfit":
         return 1e-3
     return 5e-5 if kind == "label" else 1e-4
 

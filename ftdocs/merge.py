@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ftdocs import assets, files, models, runs
@@ -83,6 +84,11 @@ def merge_run(run: Path, output: Path, check: bool = False, dtype: str | None = 
     with model.disable_adapter():
         untuned = logits(model, tokenizer) if check else None
     merged: Any = model.merge_and_unload()
+    for name, part in list(merged.named_modules()):
+        if isinstance(
+            part, ModulesToSaveWrapper
+        ):  # a trained head, which PEFT leaves wrapped after some methods
+            merged.set_submodule(name, part.modules_to_save["default"])
     found = Merged(run, output, str(target).removeprefix("torch."))
     if unmerged is not None and untuned is not None:
         difference = (logits(merged, tokenizer) - unmerged).abs().max().item()

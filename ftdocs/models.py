@@ -1,5 +1,6 @@
 """Load a base model and its tokenizer for a recipe, or the tuned model of a run, in the right precision."""
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -21,6 +23,9 @@ from ftdocs.errors import InputError
 from ftdocs.methods.lora import old_name_allowed
 from ftdocs.recipe import Recipe
 
+# Whose frozen weights are only multiplied with. Of the others, norms trains weights that stand between products, and
+# pissa takes its first update out of the frozen weights, which 16 bits would round.
+IN_COMPUTED_DTYPE = ("lora", "qlora", "rslora", "dora", "adalora", "vera", "ia3", "prompt", "prefix")
 BASE = "base.json"  # in an adapter's folder: what it was trained on
 
 
@@ -40,6 +45,8 @@ def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedMod
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(recipe.train.seed)  # a new classification head starts the same on every run
     options = {"dtype": weights_dtype(recipe), "use_safetensors": True, "attn_implementation": "sdpa"}
+    if recipe.method.name == "qlora":
+        options |= in_four_bits(options["dtype"])
     try:
         if labels is None:
             model = AutoModelForCausalLM.from_pretrained(folder, **options)
@@ -63,13 +70,51 @@ def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedMod
             raise
         task = "classify text" if labels else "generate text"
         raise InputError(f"model: {recipe.model} is of a kind that cannot {task}; choose another") from None
-    model = model.to(hardware.device())
+    if recipe.method.name == "qlora":
+        keep_gradients(model)
+    else:
+        model = model.to(hardware.device())
     if labels is None:
         check_causal(model, recipe.model)
     attention.use(model)
     if recipe.train.dropout is not None:
         set_dropout(model, recipe.train.dropout)
     return model, tokenizer
+
+
+def in_four_bits(dtype: torch.dtype) -> dict[str, Any]:
+    """How ``from_pretrained`` loads a base for QLoRA (Dettmers et al., 2023): nf4, its scales quantised once more.
+
+    Products are made in ``dtype``. The embedding, norms and heads are not quantised.
+
+    Raises:
+        InputError: bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            'method.name: qlora needs bitsandbytes, which is not installed; python -m pip install "ftdocs[qlora]"'
+        )
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["lm_head", "score", "classifier", "pooler"],
+        ),
+        "device_map": {"": hardware.device()},
+    }
+
+
+def keep_gradients(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from a faster form of its weights on CPUs with bfloat16.
+
+    It is taken at the first forward pass without training, such as a validation's, and gives no gradients: from then on
+    the layers below would be trained no more, without a word (bitsandbytes 0.50).
+    """
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
 
 
 def set_dropout(model: PreTrainedModel, share: float) -> None:
@@ -171,7 +216,7 @@ def weights_dtype(recipe: Recipe) -> torch.dtype:
         return torch.float32
     if asked == "bf16":
         return torch.bfloat16
-    return computes_in(asked) if recipe.method.name == "lora" else torch.float32
+    return computes_in(asked) if recipe.method.name in IN_COMPUTED_DTYPE else torch.float32
 
 
 def computes_in(precision: str) -> torch.dtype:

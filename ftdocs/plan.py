@@ -73,13 +73,21 @@ def of_recipe(recipe: Recipe) -> tuple[Shape, Setting]:
         InputError: a model that the planner does not know, or a method that it has no form for.
     """
     method, asked = recipe.method, recipe.train
-    if method.name not in ("full", "lora", "ulmfit"):
+    kinds = {
+        "full": "full",
+        "ulmfit": "full",
+        "lora": "lora",
+        "rslora": "lora",
+        "pissa": "lora",
+        "qlora": "qlora",
+    }
+    if method.name not in kinds:
         raise InputError(
             f"method.name: {method.name}: the planner knows full, lora and qlora; measure a step"
         )
     mixed = asked.precision in ("auto", "bf16-mixed")
     setting = Setting(
-        method="lora" if method.name == "lora" else "full",
+        method=kinds[method.name],  # type: ignore[arg-type]
         dtype="fp32" if asked.precision == "fp32" else "bf16",
         batch_size=asked.batch_size,
         seq_len=asked.seq_len,

@@ -86,13 +86,45 @@ class Data(Section):
         return self
 
 
+LORA_KINDS = ("lora", "qlora", "rslora", "dora", "pissa", "adalora")
+# Which methods use a key of the section; in any other it would be read and forgotten.
+USED_BY: dict[str, tuple[str, ...]] = {
+    "layers": ("layers",),
+    **dict.fromkeys(("language_epochs", "discriminative", "unfreeze"), ("ulmfit",)),
+    "rank": (*LORA_KINDS, "vera"),
+    "alpha": LORA_KINDS,
+    "dropout": (*LORA_KINDS, "vera"),
+    "targets": (*LORA_KINDS, "vera"),
+    "tokens": ("prompt", "prefix"),
+}
+
+
 class Method(Section):
     """Which weights move."""
 
-    name: Literal["full", "lora", "features", "layers", "ulmfit"] = Field(
+    name: Literal[
+        "full",
+        "lora",
+        "features",
+        "layers",
+        "ulmfit",
+        "qlora",
+        "rslora",
+        "dora",
+        "pissa",
+        "adalora",
+        "vera",
+        "ia3",
+        "prompt",
+        "prefix",
+        "norms",
+        "bitfit",
+    ] = Field(
         "lora",
         description="full: every weight; lora: low-rank adapters; layers: the top of the model alone; features: of a "
-        "classifier its head alone, fitted as a logistic regression; ulmfit: every weight, gently, in three stages",
+        "classifier its head alone, fitted as a logistic regression; ulmfit: every weight, gently, in three stages; "
+        "qlora: lora on a base in 4 bits; rslora, dora, pissa, adalora: kinds of lora; vera, ia3: fewer weights still; "
+        "prompt, prefix: vectors before the text; norms, bitfit: the norms' weights, the biases",
     )
     layers: int = Field(2, ge=0, description="layers: how many of the last blocks are trained, with the head")
     language_epochs: float = Field(
@@ -106,12 +138,53 @@ class Method(Section):
     unfreeze: bool = Field(
         True, description="ulmfit: train the head first, and set one group of layers free after the other"
     )
-    rank: int = Field(8, ge=1, description="lora: rank r of the update B·A")
-    alpha: float = Field(16.0, gt=0, description="lora: the update is scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="lora: dropout on the adapter's input")
-    targets: str | list[str] = Field(
-        "all-linear", description="lora: names of the linear layers that get an adapter, or all-linear"
+    rank: int = Field(
+        8, ge=1, description="lora and its kinds: rank r of the update B·A; vera: 256 when left out"
     )
+    alpha: float = Field(16.0, gt=0, description="lora and its kinds: the update is scaled by alpha / rank")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="lora, its kinds, vera: dropout on the adapter's input"
+    )
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="lora, its kinds, vera: names of the linear layers that get an adapter, or all-linear",
+    )
+    tokens: int = Field(20, ge=1, description="prompt, prefix: how many vectors stand before the text")
+
+    @model_validator(mode="before")
+    @classmethod
+    def rank_of_vera(cls, raw: Any) -> Any:
+        """VeRA trains a number for each rank and not a row: it needs many, and they cost little."""
+        vera = isinstance(raw, dict) and raw.get("name") == "vera"
+        return {"rank": 256, **raw} if vera else raw
+
+    def without_unused(self) -> "Method":
+        """The same method with the keys that it does not use as they are by default: they make no other run."""
+        kept = {
+            key: value
+            for key, value in self.model_dump().items()
+            if key not in USED_BY or self.name in USED_BY[key]
+        }
+        return Method.model_validate(kept)
+
+
+def refuse_unused(method: Any, name: Any, lead: str) -> None:
+    """Refuse keys of a file's section ``method`` that its method does not use, unless they say what holds anyway.
+
+    Args:
+        method: the section as it stands in the file.
+        name: the method's.
+        lead: begins the message: the file.
+
+    Raises:
+        InputError: names the key, and the methods that use it.
+    """
+    for key, value in method.items() if isinstance(method, dict) else ():
+        if key in USED_BY and name not in USED_BY[key] and value != Method.model_fields[key].default:
+            raise InputError(
+                f"{lead}method.{key}: counts only with method.name: {', '.join(USED_BY[key])}, and here it is {name};"
+                " remove this key, or change the name"
+            )
 
 
 class Train(Section):
@@ -127,7 +200,8 @@ class Train(Section):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="peak learning rate; when left out 1e-3 for lora, 1e-4 for full and layers, 5e-5 with labels",
+        description="peak learning rate; when left out 1e-3 for lora, 1e-4 for full and layers, 5e-5 with labels; "
+        "adapters of another kind have rates of their own",
     )
     schedule: Literal["linear", "cosine", "constant", "slanted"] = Field(
         "linear", description="decay after the warm-up; slanted: ULMFiT's, with a warm-up of its own"
@@ -286,13 +360,18 @@ class Recipe(Section):
         """
         path = Path(path)
         raw = read_mapping(path)
-        profiles = _validate(cls, raw, f"{path}: ").profiles
+        plain = _validate(cls, raw, f"{path}: ")
+        profiles = plain.profiles
+        if environment:  # a run's own recipe names every key
+            refuse_unused(raw.get("method"), plain.method.name, f"{path}: ")
         for name, section in profiles.items():
             if "profiles" in section:
                 raise InputError(
                     f"{path}: profiles.{name}.profiles: a profile holds no profiles; remove this key"
                 )
-            _validate(cls, merge(raw, section), f"{path}: profiles.{name}.")
+            whole = _validate(cls, merge(raw, section), f"{path}: profiles.{name}.")
+            if environment:
+                refuse_unused(section.get("method"), whole.method.name, f"{path}: profiles.{name}.")
         chosen = merge(raw, profiles.get(profile, {})) if profile else raw
         origins = {}
         variables = environment_overrides() if environment else []
@@ -305,6 +384,7 @@ class Recipe(Section):
                 raise InputError(f"{origin}{key}: is not a YAML value; put text in quotes") from None
             origins[key] = origin
         recipe = _validate(cls, chosen, f"{path}: ", origins)
+        recipe = recipe.model_copy(update={"method": recipe.method.without_unused()})
         return recipe.anchored(path.parent.resolve())
 
     def anchored(self, folder: Path) -> "Recipe":

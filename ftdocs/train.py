@@ -7,20 +7,23 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftdocs import assets, card, checkpoints, files, hardware, job, models, processes, runs
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 from ftdocs.job import Job
+from ftdocs.methods.adapters import add_adapter, allocating, as_plain_lora, train_biases, trained_matrices
 from ftdocs.methods.full import train_all
 from ftdocs.methods.layers import train_top
-from ftdocs.methods.lora import add_lora
 from ftdocs.progress import Interrupted, Progress, Watch
 from ftdocs.recipe import Data, Method, Recipe
+
+VIRTUAL = ("prompt", "prefix")  # methods that put vectors before the text
 
 
 def train(
@@ -91,7 +94,7 @@ def fit(
     for logger in recipe.train.report_to:
         if importlib.util.find_spec(logger) is None:
             raise InputError(f"train.report_to: {logger} is not installed; python -m pip install {logger}")
-    if recipe.method.name in ("features", "ulmfit") and processes.count() > 1:
+    if recipe.method.name not in ("full", "layers", "lora", "rslora") and processes.count() > 1:
         raise InputError(
             f"method.name: {recipe.method.name} trains with one process; start `ftdocs train` itself"
         )
@@ -109,19 +112,22 @@ def fit(
             models.load(recipe)  # refused here, before anything is written, where it is no language model
         model, tokenizer = models.load(recipe, splits.labels)
         length = recipe.train.seq_len
-        prepare.check_length(model.config, length)
+        before = recipe.method.tokens if recipe.method.name in VIRTUAL else 0
+        prepare.check_length(model.config, length + before)
         train_rows, held_out = (
             prepare.encode(rows, splits.format, tokenizer, length, splits.labels, where=str(splits.path))
             for rows in (splits.train, splits.validation)
         )
-        packed = recipe.train.packing and not is_label
+        # PEFT drops the positions by which documents of a pack are kept apart, where vectors stand before them.
+        packed = recipe.train.packing and not is_label and not before
         if packed:
             pack.check_packing(model)
             train_rows = pack.pack(train_rows, length)
 
         # The adapters' random matrices draw from here on.
         torch.manual_seed(recipe.train.seed)
-        trainable = choose_weights(model, recipe.method)
+        total = 1 if recipe.method.name == "features" else job.steps(recipe, len(train_rows))
+        trainable = choose_weights(model, recipe.method, total)
 
     # From here on the folder is a run: all that can be wrong with the input has been found.
     majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
@@ -144,13 +150,17 @@ def fit(
             recipe.model_copy(update={"model": str(language / "model")}), splits.labels
         )
         trainable = choose_weights(trainable, recipe.method)
-    total = 1 if recipe.method.name == "features" else job.steps(recipe, len(train_rows))
+    start = trained_matrices(trainable) if recipe.method.name == "pissa" else {}
     counts = Progress.start(folder, last, progress, watch)
     work = Job(
         recipe, folder, splits.format, trainable, tokenizer, train_rows, held_out, packed, total, last, counts
     )
     done = complete(work)
-    weights = processes.whole_weights(trainable, trained_only=recipe.method.name == "lora")
+    adapted = isinstance(trainable, PeftModel)
+    alone = adapted and processes.count() == 1  # PEFT knows best what belongs to an adapter
+    weights = None if alone else processes.whole_weights(trainable, trained_only=adapted)
+    if start:
+        weights = as_plain_lora(cast(PeftModel, trainable), start)
     return processes.from_main(lambda: finish(work, done, weights))
 
 
@@ -161,7 +171,7 @@ def complete(work: Job) -> int:
         Interrupted: Ctrl-C; a checkpoint was written.
     """
     engine = choose_engine(work.recipe)
-    with work.progress.stop_on_interrupt(), hardware.memory_kept():
+    with work.progress.stop_on_interrupt(), hardware.memory_kept(), allocating(work.model):
         done = engine(work)
     if done < work.total and not work.had_enough:
         raise Interrupted(f"{work.folder}: stopped after step {done}; add --resume to go on")
@@ -203,11 +213,9 @@ def choose_engine(recipe: Recipe) -> Callable[[Job], int]:
     return engine.run
 
 
-def choose_weights(model: PreTrainedModel, method: Method) -> torch.nn.Module:
-    """The model with the weights that the method moves marked for training, and no others."""
+def choose_weights(model: PreTrainedModel, method: Method, total: int = 1) -> torch.nn.Module:
+    """The model with the weights that the method moves, in ``total`` steps, marked for training, and no others."""
     match method.name:
-        case "lora":
-            return add_lora(model, method.rank, method.alpha, method.targets, method.dropout)
         case "layers":
             return train_top(model, method.layers)
         case "features":
@@ -216,6 +224,9 @@ def choose_weights(model: PreTrainedModel, method: Method) -> torch.nn.Module:
             return train_head(model)
         case "full" | "ulmfit":
             return train_all(model)
+        case "bitfit":
+            return train_biases(model)
+    return add_adapter(model, method, total)
 
 
 def train_language_model(
@@ -248,7 +259,8 @@ def begin(
     recipe: Recipe, folder: Path, prints: dict[str, str], resume: bool, splits: dict[str, Any]
 ) -> Path | None:
     """Write down what is about to run; the checkpoint that it goes on from, if any."""
-    last = checkpoints.last_good(folder)
+    # AdaLoRA's scores of what each rank is worth are in no checkpoint: it begins anew.
+    last = None if recipe.method.name == "adalora" else checkpoints.last_good(folder)
     checkpoints.remove_after(folder, last)
     if last is not None:
         print(f"ftdocs: {folder}: going on after step {checkpoints.step_of(last)}", file=sys.stderr)
@@ -263,7 +275,7 @@ def begin(
     return last
 
 
-def finish(work: Job, done: int, weights: dict[str, torch.Tensor]) -> runs.Result:
+def finish(work: Job, done: int, weights: dict[str, torch.Tensor] | None) -> runs.Result:
     """Write the weights, the model card and the result; the checkpoints are of no more use."""
     folder, counts = work.folder, work.progress
     save(work.model, weights, work.tokenizer, work.recipe, folder)
@@ -276,28 +288,31 @@ def finish(work: Job, done: int, weights: dict[str, torch.Tensor]) -> runs.Resul
 
 def save(
     model: Any,
-    weights: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor] | None,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     folder: Path,
 ) -> None:
-    """Write the tuned weights as safetensors with their tokenizer: ``adapter/`` for LoRA, else ``model/``.
+    """Write the tuned weights as safetensors with their tokenizer: ``adapter/`` of PEFT's, else ``model/``.
 
-    ``weights`` is the model's ``state_dict``, whole.
+    ``weights`` is the model's ``state_dict``, whole; None where PEFT is to find an adapter's weights itself.
     """
-    target = folder / ("adapter" if recipe.method.name == "lora" else "model")
+    adapted = isinstance(model, PeftModel)
+    target = folder / ("adapter" if adapted else "model")
     model.config.use_cache = True  # training switches it off; whoever generates with the saved model wants it
     shutil.rmtree(target, ignore_errors=True)  # a run that was killed in here
     with files.new_folder(target) as aside:
-        if recipe.method.name == "lora":
+        if adapted:
             # A path into this machine's cache would be of no use to anybody else.
             model.peft_config["default"].base_model_name_or_path = assets.public_name(recipe.model)
+            facts = models.base_facts(recipe.model)
+            model.peft_config["default"].revision = facts.get("commit")
             model.save_pretrained(
-                aside, state_dict=weights, save_embedding_layers=False
-            )  # left to itself, PEFT asks the hub about them
-            files.write_atomic(
-                aside / models.BASE, json.dumps(models.base_facts(recipe.model), indent=1) + "\n"
+                str(aside),
+                state_dict=weights,
+                save_embedding_layers=False,  # left to itself, PEFT asks the hub about them
             )
+            files.write_atomic(aside / models.BASE, json.dumps(facts, indent=1) + "\n")
         else:
             model.save_pretrained(aside, state_dict=weights)
         tokenizer.save_pretrained(aside)

@@ -177,8 +177,9 @@ class CountingTrainer(Trainer):
         return norm
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Trainer's own, unless the method gives layers rates of their own."""
-        if self.work.recipe.method.name == "ulmfit" and self.optimizer is None:
+        """Trainer's own, unless the method has rates by layer, or vectors that Trainer would let decay."""
+        own = self.work.recipe.method.name in ("full", "layers", "lora", "qlora", "rslora")
+        if not own and self.optimizer is None:
             groups = job.parameter_groups(self.work)
             self.optimizer = torch.optim.AdamW(groups, lr=self.work.learning_rate, fused=True)
         return super().create_optimizer(*args, **kwargs)

@@ -3,9 +3,10 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
 from ftdocs.errors import InputError
@@ -17,39 +18,59 @@ def add_lora(
     alpha: float = 16.0,
     targets: str | list[str] = "all-linear",
     dropout: float = 0.0,
+    **options: Any,
 ) -> PeftModel:
     """Freeze ``model`` and give each target layer an update ``W + (alpha / rank) · B A`` (Hu et al., 2021).
 
     ``A`` is (rank, in) and random, ``B`` is (out, rank) and zero, so the model starts out unchanged. The
     adapters are kept in float32 whatever the dtype of the frozen weights, since their updates are small.
-    A classification head is new, so it is trained whole, and in float32 too.
+    A classification head is new, so it is trained whole, and in float32 too. ``options`` go to ``LoraConfig``.
 
     Raises:
         InputError: no layer of the model has one of the names in ``targets``.
     """
     classifies = "SequenceClassification" in type(model).__name__
-    if isinstance(targets, str) and targets != "all-linear":
-        targets = [
-            name.strip() for name in targets.split(",")
-        ]  # PEFT would take text as a regular expression
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a fraction is fine
-        target_modules=targets,
+        target_modules=target_names(targets),
         lora_dropout=dropout,
+        **options,
     )
+    return adapt(model, config)
+
+
+def target_names(targets: str | list[str]) -> str | list[str]:
+    """Names of layers as a list; PEFT would take text as a regular expression."""
+    if isinstance(targets, list) or targets == "all-linear":
+        return targets
+    return [name.strip() for name in targets.split(",")]
+
+
+def adapt(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """Freeze ``model`` and put PEFT's adapter on it, in float32.
+
+    Raises:
+        InputError: no layer of the model has one of the names that the configuration gives.
+    """
+    targets = getattr(config, "target_modules", None)
     try:
         with old_name_allowed():
             adapted = get_peft_model(model, config)
     except ValueError as error:
+        if "specify `target_modules`" in str(error):
+            raise InputError(
+                f"method.name: which layers of a {model.config.model_type} it changes is not known; use lora"
+            ) from None
         if "arget modules" not in str(error):
             raise
         linear = {
             name.split(".")[-1] for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)
         }
+        names = sorted(targets) if isinstance(targets, set | list) else targets
         raise InputError(
-            f"method.targets: {targets!r} names no layer of this model; its linear layers: {', '.join(sorted(linear))}"
+            f"method.targets: {names!r} names no layer of this model; its linear layers: {', '.join(sorted(linear))}"
         ) from None
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -1,0 +1,294 @@
+"""Every parameter-efficient method: trains what it names and nothing else, saves, loads, merges or says why not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import test_runs
+import torch
+from safetensors.torch import load_file
+from test_runs import rows, write
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ftdocs import job, memory, models, plan, runs
+from ftdocs.cli import main
+from ftdocs.errors import InputError
+from ftdocs.merge import logits, merge_run
+from ftdocs.methods.adapters import RATES
+from ftdocs.methods.lora import add_lora
+from ftdocs.methods.lora_scratch import LowRankLinear, add_low_rank
+from ftdocs.recipe import Method, Recipe
+from ftdocs.train import choose_weights, fit, train
+
+tiny_llama = test_runs.tiny_llama  # a fixture
+METHODS = [*RATES, "bitfit"]
+# What part of a parameter's name says that it belongs to a method.
+OWN = {
+    **dict.fromkeys(("lora", "qlora", "rslora", "dora", "pissa", "adalora"), "lora_"),
+    "vera": "vera_lambda",
+    "ia3": "ia3_l",
+    "prompt": "prompt_encoder",
+    "prefix": "prompt_encoder",
+    "norms": "norm",
+    "bitfit": "bias",
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_llama):
+    """Makes a recipe of a few short steps in float32; data of prompts on a tiny LLaMA, of labels on MiniLM."""
+
+    def make(name: str, format: str = "prompt", **settings) -> Recipe:
+        data = write(tmp_path / f"{format}.jsonl", rows(format))
+        asked = {
+            "max_steps": 2,
+            "batch_size": 4,
+            "seq_len": 64,
+            "precision": "fp32",
+            "engine": "loop",
+            "warmup": 0,
+        }
+        method = {"name": name} if name == "full" else {"name": name, **settings.pop("method", {})}
+        return Recipe(
+            model="minilm" if format == "label" else str(tiny_llama),
+            data={"path": data},
+            method=method,
+            train={**asked, **settings},
+        )
+
+    return make
+
+
+def values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("format", ["prompt", "label"])
+@pytest.mark.parametrize("name", METHODS)
+def test_it_trains_moves_its_own_saves_loads_and_merges_or_says_why_not(
+    name, format, recipe, tmp_path, monkeypatch
+):
+    asked = recipe(name, format)
+    if name == "bitfit" and format == "prompt":
+        with pytest.raises(InputError, match="bitfit trains biases, and this model has none"):
+            train(asked, tmp_path / "run")
+        return
+    seen = {}
+    complete = train.__globals__["complete"]
+
+    def watched(work):
+        seen["model"], seen["before"] = work.model, values(work.model)
+        return complete(work)
+
+    monkeypatch.setitem(train.__globals__, "complete", watched)
+    run = train(asked, tmp_path / "run").run
+    trained, before = seen["model"], seen["before"]
+
+    moved = {name for name, value in trained.named_parameters() if not torch.equal(value, before[name])}
+    head = ("classifier", "pooler") if format == "label" else ()
+    assert moved, "nothing was trained"
+    strange = [
+        each
+        for each in moved
+        if OWN[name].lower() not in each.lower() and not any(part in each for part in head)
+    ]
+    assert not strange
+    if format == "label":
+        assert any("classifier" in each for each in moved), "the new head was not trained"
+    assert all(value.dtype == torch.float32 for value in trained.parameters() if value.requires_grad)
+
+    loaded, tokenizer = models.load_run(run)
+    torch.testing.assert_close(logits(loaded, tokenizer), logits(trained, tokenizer), rtol=0, atol=2e-5)
+    assert sorted(path.suffix for path in run.rglob("*model*.safetensors")) and not list(run.rglob("*.bin"))
+    assert not (run / "start").exists()
+    if name in ("prompt", "prefix"):
+        with pytest.raises(InputError, match="nothing to merge"):
+            merge_run(run, tmp_path / "whole", check=True)
+    elif name == "bitfit":
+        with pytest.raises(InputError, match="is the whole model already"):
+            merge_run(run, tmp_path / "whole", check=True)
+    else:
+        found = merge_run(run, tmp_path / "whole", check=True)
+        assert found.dtype == "float32" and found.tuning_difference > 100 * found.float32_difference
+
+
+class Stopped(Exception):
+    """What a test stops a run with, between two checkpoints."""
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [("qlora", "trainer"), ("dora", "loop"), ("ia3", "trainer"), ("pissa", "loop")]
+)
+def test_a_stopped_and_resumed_run_is_the_undisturbed_one(name, engine, recipe, tmp_path):
+    asked = recipe(name, engine=engine, max_steps=6, save_every=1, eval_every=1)
+    whole = train(asked, tmp_path / "whole").run
+
+    def stop(step, metrics):
+        if step == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(asked, tmp_path / "stopped", watch=stop)
+    assert runs.state(tmp_path / "stopped") == "unfinished"
+    stopped = train(asked, tmp_path / "stopped", resume=True).run
+    files = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (whole, stopped)]
+    assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
+
+
+def test_adalora_is_not_resumed_but_begun_anew(recipe, tmp_path, capsys):
+    asked = recipe("adalora", max_steps=6, save_every=1, eval_every=1)
+    whole = train(asked, tmp_path / "whole").run
+    rank_pattern = json.loads((whole / "adapter" / "adapter_config.json").read_text())["rank_pattern"]
+    kept = sum(sum(ranks) for ranks in rank_pattern.values())
+    assert 0 < kept <= 8 * len(rank_pattern) < sum(len(ranks) for ranks in rank_pattern.values())
+
+    def stop(step, metrics):
+        if step == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(asked, tmp_path / "stopped", watch=stop)
+    capsys.readouterr()
+    stopped = train(asked, tmp_path / "stopped", resume=True).run
+    assert "starting from the beginning" in capsys.readouterr().err
+    files = [load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (whole, stopped)]
+    assert all(torch.equal(value, files[1][key]) for key, value in files[0].items())
+
+
+@pytest.mark.parametrize("name", ["dora", "adalora", "vera"])
+def test_both_engines_train_the_same(name, recipe, tmp_path):
+    curves = []
+    for engine in ("loop", "trainer"):
+        run = train(recipe(name, engine=engine, max_steps=4), tmp_path / engine).run
+        curves.append([row["loss"] for row in runs.read_metrics(run) if "loss" in row])
+    assert curves[0] == pytest.approx(curves[1], abs=2e-5)
+
+
+def test_every_layer_of_a_base_in_4_bits_gets_its_gradient_after_a_validation(recipe, tmp_path):
+    """bitsandbytes has a form of its weights without gradients, and takes it in evaluation unless kept from it."""
+    asked = recipe("qlora")
+    model, tokenizer = models.load(asked)
+    model = choose_weights(model, asked.method)
+    ids = tokenizer("A text of some length", return_tensors="pt")
+    logits(model, tokenizer)  # without gradients
+    model.train()
+    model(**ids, labels=ids["input_ids"]).loss.backward()
+    trained = {name: weight for name, weight in model.named_parameters() if "lora_B" in name}
+    assert len(trained) == 14
+    assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in trained.values())
+
+
+def test_vectors_before_a_text_are_not_given_to_packs(recipe, tmp_path, monkeypatch):
+    """PEFT drops the positions by which documents of a pack are kept apart."""
+    seen = {}
+    monkeypatch.setitem(train.__globals__, "complete", lambda work: seen.setdefault("work", work) and 2)
+    for name, packed in (("prompt", False), ("prefix", False), ("ia3", True)):
+        seen.clear()
+        train(recipe(name), tmp_path / name)
+        assert seen["work"].packed is packed
+
+
+@pytest.mark.parametrize(
+    "name", ["qlora", "dora", "pissa", "adalora", "vera", "ia3", "prompt", "norms", "bitfit"]
+)
+def test_what_trains_with_one_process_says_so(name, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("ftdocs.processes.count", lambda: 2)
+    with pytest.raises(InputError, match=rf"method\.name: {name} trains with one process"):
+        fit(recipe(name, "label"), tmp_path / "run", {}, resume=False, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompt_tuning_of_a_decoder_classifier_is_refused(recipe, tmp_path, tiny_llama):
+    asked = recipe("prompt", "label").model_copy(update={"model": str(tiny_llama)})
+    with pytest.raises(InputError, match="use prefix"):
+        train(asked, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_planner_knows_the_kinds_of_lora_by_their_memory(recipe):
+    for name, kind in {"lora": "lora", "rslora": "lora", "qlora": "qlora"}.items():
+        asked = recipe(name, precision="bf16-mixed").model_copy(update={"model": "smollm2-135m-instruct"})
+        shape, setting = plan.of_recipe(asked)
+        assert setting.method == kind and memory.need(shape, setting).peak.total > 0
+    with pytest.raises(InputError, match="ia3: the planner knows"):
+        plan.of_recipe(recipe("ia3"))
+
+
+def test_rates_are_the_methods_own_unless_given(recipe):
+    for name, rate in RATES.items():
+        assert job.learning_rate(recipe(name)) == rate
+        assert job.learning_rate(recipe(name, learning_rate=0.5)) == 0.5
+    assert Method(name="vera").rank == 256 and Method(name="vera", rank=3).rank == 3 and Method().rank == 8
+
+
+def test_a_key_that_the_method_does_not_use_is_not_ignored(tmp_path, tiny_llama, capsys):
+    write(tmp_path / "faq.jsonl", rows("prompt"))
+
+    def file(method: str) -> Path:
+        path = tmp_path / "job.yaml"
+        path.write_text(f"model: {tiny_llama}\ndata: {{path: faq.jsonl}}\nmethod: {{{method}}}\n")
+        return path
+
+    with pytest.raises(
+        InputError, match=r"job\.yaml: method\.rank: counts only with method\.name: lora, .*here it is ia3"
+    ):
+        Recipe.load(file("name: ia3, rank: 16"))
+    with pytest.raises(InputError, match=r"method\.tokens: counts only with method\.name: prompt, prefix"):
+        Recipe.load(file("tokens: 5"))
+    with pytest.raises(InputError, match=r"profiles\.gpu\.method\.rank: counts only"):
+        Recipe.load(file("name: full}\nprofiles: {gpu: {method: {rank: 64}}"))
+    assert Recipe.load(file("name: full, rank: 8")).method == Method(name="full")  # as it is anyway
+    other = Recipe.load(file("name: lora, rank: 16"), ["method.name=full"])
+    assert other.method == Method(name="full")  # the same run, whatever stood there for another method
+    assert Recipe.load(file("name: dora, rank: 16")).method.rank == 16
+    assert main(["train", str(file("name: lora")), "--set", "method.tokens=3"]) == 2
+    assert "counts only with method.name: prompt, prefix, and the recipe's is lora" in capsys.readouterr().err
+    kept = other.to_yaml().replace("rank: 8", "rank: 16")  # as runs kept it until now
+    (tmp_path / "kept.yaml").write_text(kept)
+    assert Recipe.load(tmp_path / "kept.yaml", environment=False).method == Method(name="full")
+
+
+@pytest.mark.parametrize("by_root", [False, True])
+def test_lora_from_scratch_is_pefts_in_output_and_gradients(by_root):
+    def llama():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        return LlamaForCausalLM(LlamaConfig(vocab_size=99, **sizes))
+
+    targets = ["q_proj", "v_proj", "down_proj"]
+    peft = add_lora(llama(), 4, 16.0, targets, use_rslora=by_root)
+    own = llama()
+    for name, layer in list(own.named_modules()):
+        if name.rpartition(".")[2] in targets:
+            own.set_submodule(name, LowRankLinear(layer, 4, 16.0, by_root=by_root))
+    theirs = {name.removeprefix("base_model.model."): weight for name, weight in peft.named_parameters()}
+    pairs = [
+        (weight, theirs[name.removesuffix(f".{kind}") + f".lora_{kind}.default.weight"])
+        for name, weight in own.named_parameters()
+        if (kind := name.rpartition(".")[2]) in ("A", "B")
+    ]
+    assert len(pairs) == 12
+    for mine, other in pairs:
+        other.data.normal_(0, 0.1)
+        mine.data.copy_(other.data)
+    ids = torch.arange(40).reshape(2, 20)
+    outputs = [model(input_ids=ids, labels=ids) for model in (own, peft)]
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=0, atol=1e-6)
+    for output in outputs:
+        output.loss.backward()
+    for mine, other in pairs:
+        torch.testing.assert_close(mine.grad, other.grad, rtol=0, atol=1e-6)
+    before = own(input_ids=ids).logits
+    for name, layer in list(own.named_modules()):
+        if isinstance(layer, LowRankLinear):
+            own.set_submodule(name, layer.merged())
+    torch.testing.assert_close(own(input_ids=ids).logits, before, rtol=0, atol=1e-5)
+
+
+def test_from_scratch_nothing_but_the_updates_is_trained():
+    config = LlamaConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = add_low_rank(LlamaForCausalLM(config), ["q_proj"], rank=4)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert len(trained) == 4 and all(name.endswith(("q_proj.A", "q_proj.B")) for name in trained)
