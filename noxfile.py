@@ -168,6 +168,20 @@ def skypilot(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def kuberay(session: nox.Session) -> None:
+    """Let the definition that KubeRay publishes read the book's RayJob (-- CRD.yaml, downloaded or a cluster's)."""
+    run(session, "tests/kuberay_job.py", *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def deepspeed(session: nox.Session) -> None:
+    """Let DeepSpeed's own class read the book's files for ZeRO-2 and ZeRO-3."""
+    session.install("--quiet", "-c", CONSTRAINTS, "torch")
+    session.install("--quiet", "deepspeed==0.19.8", env={"DS_BUILD_OPS": "0"})
+    session.run("python", "tests/deepspeed_config.py", env={"DS_ACCELERATOR": "cpu"})
+
+
+@nox.session(venv_backend="none")
 def live(session: nox.Session) -> None:
     """Serve the book in smoke size and rebuild what is edited (-- sphinx-autobuild's own options)."""
     pages = f'"{PYTHON}" docs/_ext/build.py --execute-only --profile smoke'

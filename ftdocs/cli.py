@@ -570,6 +570,7 @@ def check_text_field(export: Path, name: str, question: str | None) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Fine-tune."""
+    check_deepspeed()
     recipe = load_recipe(options.recipe, options.set)
     from ftdocs import runs
     from ftdocs.train import train as run
@@ -587,6 +588,28 @@ def train(options: argparse.Namespace) -> None:
         return print(f"Its card: {result.run / runs.CARD}\nNext: ftdocs evaluate {result.run}")
     print((result.run / runs.CARD).read_text().split("---\n", 2)[2].strip())
     print(f"\nNext: ftdocs evaluate {result.run}")
+
+
+def check_deepspeed() -> None:
+    """Refuse ZeRO-3, as `accelerate launch` asks for it: a run would write the main process's shares, which are empty.
+
+    Raises:
+        InputError: says what to use instead.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return
+    stage: object = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    name = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if name != "none":
+        try:
+            stage = json.loads(Path(name).read_text(encoding="utf-8"))["zero_optimization"]["stage"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{name}: no zero_optimization.stage can be read from it ({error!r})") from None
+    if str(stage) == "3":
+        raise InputError(
+            "DeepSpeed's ZeRO-3 is not for ftdocs, which would write empty weights at the end; use FSDP2"
+            " (recipes/accelerate/fsdp2.yaml), or ZeRO-2"
+        )
 
 
 def search(options: argparse.Namespace) -> None:

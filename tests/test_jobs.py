@@ -1,0 +1,80 @@
+"""Job files for clusters: they train on this machine's processes, with stand-ins for what only a cluster has."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftdocs import cli, runs
+
+CLONE = Path(__file__).parents[1]
+SMALL = "--set method.name=lora --set method.targets=q_proj --set train.precision=fp32 --set data.limit=60"
+SMALL += " --set train.seq_len=16 --set train.max_steps=1"
+
+
+def started(folder: Path, command: str, **variables: str) -> subprocess.CompletedProcess:
+    """A shell's command on the CPU, where the environment's own programs are found first."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        **variables,
+    }
+    return subprocess.run(
+        ["bash", "-euc", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def trained_by(run: Path) -> tuple[list[int], int]:
+    """The steps of a run, and how many processes did them."""
+    steps = [row["step"] for row in runs.read_metrics(run) if "loss" in row]
+    return steps, json.loads((run / "environment.json").read_text())["processes"]
+
+
+def test_slurm_job_trains_and_comes_back_from_the_queue(tmp_path):
+    shutil.copytree(CLONE / "recipes", tmp_path / "recipes")
+    stand_ins = 'scontrol() { echo localhost; }; srun() { "$@" ' + SMALL + "; }; export -f scontrol srun; "
+    variables = {"SLURM_JOB_ID": "17", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
+    variables |= {"SLURM_JOB_NODELIST": "localhost"}
+    first = started(tmp_path, stand_ins + "bash recipes/cloud/train.slurm", **variables)
+    assert first.returncode == 0, first.stderr
+    assert trained_by(tmp_path / "runs/17") == ([1], 2)
+    show = stand_ins + 'srun() { echo "$@"; }; bash recipes/cloud/train.slurm'
+    assert started(tmp_path, show, **variables).stdout.rstrip().endswith("--output runs/17 --resume")
+
+
+def test_ray_job_trains_one_model_by_two_processes(tmp_path):
+    recipe = CLONE / "recipes/training-in-the-open.yaml"
+    command = f"python {CLONE}/recipes/cloud/ray_job.py {recipe} --output {tmp_path}/run {SMALL}"
+    done = started(tmp_path, command, PROCESSES="2", RAY_TMPDIR="/tmp", PYTHONPATH=str(CLONE))
+    assert done.returncode == 0, done.stderr
+    assert trained_by(tmp_path / "run") == ([1], 2)
+
+
+@pytest.mark.parametrize("by", ["file", "variable"])
+def test_zero_3_is_refused_since_it_would_write_empty_weights(by, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    if by == "file":
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(CLONE / "recipes/accelerate/zero3.json"))
+    else:
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    assert (
+        cli.main(["train", str(CLONE / "recipes/first-fine-tune.yaml"), "--output", str(tmp_path / "run")])
+        == 2
+    )
+    line = capsys.readouterr().err
+    assert re.search("ZeRO-3 is not for ftdocs.*FSDP2", line) and line.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_zero_2_is_not(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(CLONE / "recipes/accelerate/zero2.json"))
+    cli.check_deepspeed()
