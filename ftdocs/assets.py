@@ -309,18 +309,22 @@ def model_path(name: str, quiet: bool = False) -> Path:
 
     Raises:
         InputError: there is no such model, access to it must be asked for, the hub cannot be reached,
-            a checksum is wrong, the cache folder cannot be written, or a local folder lacks a file.
+            a checksum is wrong, the cache folder cannot be written, a local folder lacks a file, or the model
+            needs code of its own.
     """
     say = _silent if quiet else _say
     asset = _find(name)
-    if asset is not None and asset.kind == "model":
-        return prepare(asset, say)
     folder = Path(name).expanduser()
-    if folder.exists() or name.startswith((".", "/", "~")):
-        return _local_model(folder)
-    if name.count("/") == 1:
-        return from_hub(Hub(name), say)
-    raise InputError(f"model {name!r}: no such short name, hub id or folder{_nearest(name, 'model')}")
+    if asset is not None and asset.kind == "model":
+        found = prepare(asset, say)
+    elif folder.exists() or name.startswith((".", "/", "~")):
+        found = _local_model(folder)
+    elif name.count("/") == 1:
+        found = from_hub(Hub(name), say)
+    else:
+        raise InputError(f"model {name!r}: no such short name, hub id or folder{_nearest(name, 'model')}")
+    _check_needs_no_code(name, found)
+    return found
 
 
 def data_path(name: str, quiet: bool = False) -> Path:
@@ -763,6 +767,32 @@ def _local_model(folder: Path) -> Path:
             " can run code: save it again with model.save_pretrained"
         )
     return folder
+
+
+def _check_needs_no_code(name: str, folder: Path) -> None:
+    """Refuse a model whose classes are not Transformers' own: it would offer to run Python that comes with the model."""
+    own = {}
+    for file in ("config.json", "tokenizer_config.json"):
+        try:
+            own[file] = json.loads((folder / file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise InputError(f"model {name}: {file} is no JSON: {error}") from None
+    if not any("auto_map" in settings for settings in own.values()):
+        return
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    tokenizer = own.get("tokenizer_config.json", {})
+    known = own.get("config.json", {}).get("model_type") in CONFIG_MAPPING_NAMES
+    if known and "auto_map" in tokenizer:
+        known = hasattr(transformers, str(tokenizer.get("tokenizer_class")))
+    if not known:
+        raise InputError(
+            f"model {name}: needs Python code that comes with it (auto_map in its config), which is never run; choose a"
+            " model of a kind that Transformers has itself"
+        )
 
 
 # --- the hub --------------------------------------------------------------------------------------

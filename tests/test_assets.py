@@ -203,6 +203,29 @@ def test_a_hub_model_without_safetensors_is_not_fetched(hub, model, run_python):
     assert not any("resolve" in request for request in hub.requests)
 
 
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_a_model_that_needs_its_own_code_is_refused_and_the_code_is_not_run(place, hub, model, run_python):
+    (model / "planted.py").write_text(f"open({str(model / 'was-here')!r}, 'w')")
+    (model / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "planted.Config"}}')
+    hub.add("org/name", model)
+    line = refused(run_python(MODEL, {"folder": model, "hub": "org/name"}[place], HF_ENDPOINT=hub.url))
+    assert "needs Python code that comes with it" in line and not (model / "was-here").exists()
+
+
+@pytest.mark.parametrize(("tokenizer", "taken"), [("PreTrainedTokenizerFast", True), ("OwnTokenizer", False)])
+def test_code_beside_a_model_that_transformers_knows_is_not_needed(tokenizer, taken, model):
+    (model / "config.json").write_text(
+        '{"model_type": "llama", "auto_map": {"AutoConfig": "planted.Config"}}'
+    )
+    own = {"tokenizer_class": tokenizer, "auto_map": {"AutoTokenizer": ["planted.Own", None]}}
+    (model / "tokenizer_config.json").write_text(json.dumps(own))
+    if taken:
+        assert assets.model_path(str(model)) == model
+    else:
+        with pytest.raises(InputError, match="needs Python code"):
+            assets.model_path(str(model))
+
+
 def test_a_damaged_file_of_a_hub_model_is_fetched_again(hub, model, run_python):
     hub.add("org/name", model)
     path = Path(run_python(MODEL, "org/name", HF_ENDPOINT=hub.url).stdout.strip(), "model.safetensors")
