@@ -770,7 +770,7 @@ def _local_model(folder: Path) -> Path:
 
 
 def _check_needs_no_code(name: str, folder: Path) -> None:
-    """Refuse a model whose classes are not Transformers' own: it would offer to run Python that comes with the model."""
+    """Refuse a model whose classes are not Transformers' own: it would offer to run Python that comes with it."""
     own = {}
     for file in ("config.json", "tokenizer_config.json"):
         try:
