@@ -71,7 +71,7 @@ def find(given: Path) -> Served:
     """
     run = None
     if given.is_dir() and (given / "config.json").is_file():
-        folder = given
+        folder = assets.model_path(str(given.resolve()))  # safetensors, and no code of its own
     elif (
         not given.exists()
         and given.name == str(given)

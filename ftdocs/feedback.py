@@ -1,10 +1,11 @@
 """What people say about answers: kept so that nothing acknowledged is lost, and made into the next training set."""
 
 import json
+import random
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from ftdocs.data import prepare
 from ftdocs.data.chat import as_messages
 from ftdocs.data.clean import normalise
 from ftdocs.errors import InputError
+from ftdocs.scores import token_f1
 
 NAME = "feedback.db"  # in a run's folder
 TABLE = """
@@ -29,6 +31,8 @@ CREATE TABLE IF NOT EXISTS feedback (
 )
 """
 LONGEST = 20_000  # characters of a correction
+AS_THE_RUN = {"prompt": ("prompt", "completion"), "instruction": ("instruction", "output")}
+GOOD = 0.6  # token F1 from which a simulated reader is content
 Message = dict[str, str]
 
 
@@ -147,6 +151,27 @@ def held_out_questions(run: Path) -> set[str]:
     return {normalise(question(row)) for row in rows_of(run, "validation") + rows_of(run, "test")}
 
 
+def simulated(
+    asked: Sequence[str], answers: Sequence[str], wanted: Sequence[str], diligence: float = 0.5, seed: int = 0
+) -> list[Feedback]:
+    """What readers who know the wanted answers might say, for a study: most people say nothing, few write an answer.
+
+    Args:
+        asked: questions, none of them from an evaluation split.
+        answers: of the model.
+        wanted: the right ones.
+        diligence: share of the answers that anybody says something about; the rest goes by.
+        seed: of the choice which.
+    """
+    draw, found = random.Random(seed), []
+    for text, answer, right in zip(asked, answers, wanted, strict=True):
+        if draw.random() < diligence:
+            good = token_f1(answer, right) >= GOOD
+            turns = [{"role": "user", "content": text}]
+            found.append(Feedback(turns, answer, 1 if good else -1, "" if good else right))
+    return found
+
+
 def rows_of(run: Path, split: str) -> list[dict[str, Any]]:
     """The rows of a run's split: ``train``, ``validation`` or ``test``."""
     runs.read_result(run)
@@ -202,13 +227,23 @@ def export(
     found = list(opened)
     opened.close()
     rows, left_out = training_rows(found, held_out, preference)
+    format = json.loads((run / runs.SPLITS).read_text(encoding="utf-8"))["format"]
+    if (
+        not preference and format in AS_THE_RUN
+    ):  # the next run has the same format, to be compared with this one
+        single = [row["messages"] for row in rows if len(row["messages"]) == 2]
+        if len(single) < len(rows):
+            left_out["several turns"] = len(rows) - len(single)
+        given, reply = AS_THE_RUN[format]
+        rows = [{given: turns[0]["content"], reply: turns[1]["content"]} for turns in single]
     if not rows:
         reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
         raise InputError(f"{path}: no row can be trained on ({reasons or 'it is empty'})")
     again = rows_of(run, "train") if replay else []
-    if again and "text" in again[0]:
+    if again and format == "text":
         raise InputError(f"{run}: its training rows are texts and not conversations; leave out --replay")
+    again = [{key: value for key, value in row.items() if key not in ("row", "group")} for row in again]
     with files.explain_write_errors(output):
-        every = [*rows, *({"messages": as_messages(row)} for row in again)]
-        files.write_atomic(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in every))
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in [*rows, *again])
+        files.write_atomic(output, "".join(lines))
     return {"output": str(output), "rows": len(rows), "replayed": len(again), "left_out": left_out}

@@ -16,7 +16,7 @@ from serving import children, serving, tiny_run
 from ftdocs import runs
 from ftdocs.cli import main
 from ftdocs.data.clean import normalise
-from ftdocs.feedback import Feedback, Store, question, rows_of, training_rows
+from ftdocs.feedback import Feedback, Store, question, rows_of, simulated, training_rows
 
 PARTS = ("pump", "valve", "filter", "hose", "motor", "switch")
 KEY = "a-key-of-the-tests-0123456789"
@@ -173,6 +173,32 @@ def test_the_command_writes_the_next_training_set(manual, tmp_path, capsys):
     os.truncate(manual.parent / "docs" / "pump.md", 50)
     assert main(["feedback", str(manual), "--output", str(tmp_path / "later.jsonl")]) == 2
     assert "its data has changed" in capsys.readouterr().err
+
+
+def test_rows_have_the_format_of_the_run(tmp_path, capsys):
+    """Else the next run could not be compared with it."""
+    run = tiny_run(tmp_path)
+    turns = [*said("Hi").messages, {"role": "assistant", "content": "Yes?"}, *said("Why?").messages]
+    store(
+        run / "feedback.db",
+        said("Which river?", correction="That one."),
+        Feedback(turns, "No.", -1, "Because."),
+    )
+    assert main(["feedback", str(run), "--output", str(tmp_path / "next.jsonl"), "--replay", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == {"several turns": 1}
+    first, *rest = [json.loads(line) for line in (tmp_path / "next.jsonl").read_text().splitlines()]
+    assert first == {"prompt": "Which river?", "completion": "That one."}
+    assert len(rest) > 10 and all(row.keys() == {"prompt", "completion"} for row in rest)
+
+
+def test_a_simulated_reader_corrects_what_is_wrong():
+    wanted = [f"the {number} river" for number in range(40)]
+    answers = [text if number % 2 else "no" for number, text in enumerate(wanted)]
+    found = simulated([f"{number}?" for number in range(40)], answers, wanted, diligence=0.5, seed=1)
+    assert 10 < len(found) < 30
+    for each in found:
+        number = int(each.messages[0]["content"][:-1])
+        assert (each.rating, each.correction) == ((1, "") if number % 2 else (-1, wanted[number]))
 
 
 def store(path: Path, *found: Feedback) -> Path:
