@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
@@ -38,6 +39,7 @@ SHORTEST_KEY = 16  # characters
 HEADER_SECONDS = 10.0  # for a client to send its request's head
 BODY_SECONDS = 10.0  # and the body
 WRITE_SECONDS = 30.0  # and to read what it is sent, at least a piece
+LARGEST_BODY = 10_000_000  # bytes, wherever it is sent; the API's own limit is a setting
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 Chunk = dict[str, Any]
 
@@ -247,6 +249,7 @@ class Gateway:
         self.served, self.limits, self.keys = served, limits, keys
         self.temperature, self.shared, self.alive = temperature, shared, alive
         self.tokenizer = AutoTokenizer.from_pretrained(served.folder)
+        self.one_at_a_time = threading.Lock()  # a tokenizer may not be used by two threads at once
         connections = httpx2.Limits(max_connections=limits.slots + 4)
         self.client = httpx2.AsyncClient(base_url=url, timeout=None, limits=connections, trust_env=False)
         self.slots = asyncio.Semaphore(limits.slots)
@@ -363,12 +366,13 @@ class Gateway:
             Refused: 400; it is too long, or the chat template refuses it.
         """
         try:
-            ids = self.tokenizer.apply_chat_template(
-                [turn.plain() for turn in asked.messages],
-                add_generation_prompt=True,
-                return_dict=True,
-                verbose=False,
-            )["input_ids"]
+            with self.one_at_a_time:
+                ids = self.tokenizer.apply_chat_template(
+                    [turn.plain() for turn in asked.messages],
+                    add_generation_prompt=True,
+                    return_dict=True,
+                    verbose=False,
+                )["input_ids"]
         except Exception:  # of Jinja or the template's own, whose message may repeat the text
             message = "messages: the model's chat template refuses this order of roles"
             raise Refused(400, "invalid_value", message) from None
@@ -699,7 +703,18 @@ class Patient(H11Protocol):
                 except TimeoutError:  # what is in the buffer will not be read
                     self.transport.abort()
 
-            await inner(scope, receive, in_time)
+            received = 0
+
+            async def in_bounds() -> Any:
+                nonlocal received
+                message = await receive()
+                received += len(message.get("body", b""))
+                if received > LARGEST_BODY:
+                    self.transport.abort()
+                    return {"type": "http.disconnect"}
+                return message
+
+            await inner(scope, in_bounds, in_time)
 
         self.app = app  # type: ignore[assignment]
 
@@ -802,6 +817,8 @@ class Server(uvicorn.Server):
         ):
             await asyncio.sleep(0.05)
         self.watching.cancel()
+        if not self.gateway.ready:  # a thread waits for the model until that server answers or ends
+            self.backend.process.terminate()
         self.config.timeout_graceful_shutdown = 1  # to send what is made already
         await super().shutdown(sockets)
 
