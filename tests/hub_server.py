@@ -27,6 +27,7 @@ class Repository:
     gated_info: bool = False  # the same for its listing
     cut: set[str] = field(default_factory=set)  # files whose next download stops half-way
     wrong: set[str] = field(default_factory=set)  # files that are sent with other content
+    etags: dict[tuple[str, int, int], str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         paths = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
@@ -37,10 +38,15 @@ class Repository:
         return hashlib.sha1((self.id + listing).encode()).hexdigest()
 
     def etag(self, name: str) -> str:
-        content = (self.folder / name).read_bytes()
-        if name.endswith(LFS):
-            return hashlib.sha256(content).hexdigest()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        """The checksum that the hub lists; computed once for a file, until it changes."""
+        path = self.folder / name
+        stat = path.stat()
+        key = (name, stat.st_size, stat.st_mtime_ns)
+        if key not in self.etags:
+            content = path.read_bytes()
+            plain = hashlib.sha1(b"blob %d\0" % len(content) + content)
+            self.etags[key] = (hashlib.sha256(content) if name.endswith(LFS) else plain).hexdigest()
+        return self.etags[key]
 
     def entry(self, name: str) -> dict:
         """A file as the tree and the listing describe it."""
