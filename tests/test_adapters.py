@@ -63,8 +63,13 @@ def values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("format", ["prompt", "label"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        *((name, "prompt") for name in METHODS),
+        *((name, "label") for name in ("qlora", "pissa", "adalora", "prompt", "prefix", "norms", "bitfit")),
+    ],
+)
 def test_it_trains_moves_its_own_saves_loads_and_merges_or_says_why_not(
     name, format, recipe, tmp_path, monkeypatch
 ):
