@@ -344,6 +344,9 @@ def parser() -> Parser:
         "of the difference leaves out 0",
     )
     it.add_argument("--limit", type=int, metavar="N", help="test rows at most (100; 1000 on a GPU)")
+    it.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="of an answer, at most (128; 512 on a GPU)"
+    )
 
     return top
 
@@ -804,7 +807,8 @@ def compare(options: argparse.Namespace) -> None:
     from ftdocs.compare import ANSWERS, NotBetter
     from ftdocs.compare import compare as run
 
-    outcome = run(options.runs, baselines, options.gate, options.limit, progress=not options.json)
+    sizes = options.limit, options.max_new_tokens
+    outcome = run(options.runs, baselines, options.gate, *sizes, progress=not options.json)
     if warning := runs.rough(outcome["rows"], outcome["split"]):
         print(f"ftdocs: {warning}", file=sys.stderr)
     if options.json:

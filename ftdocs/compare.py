@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ftdocs.contestants import (
     open_run,
     pairs_of,
     part,
+    untuned,
 )
 from ftdocs.data import prepare
 from ftdocs.data.clean import prompt_key, text_key
@@ -56,15 +58,17 @@ def compare(
     baselines: Sequence[str] = (),
     gate: str | None = None,
     limit: int | None = None,
+    max_new_tokens: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Runs and baselines on the same held-out rows; the last run against each of the others, row by row.
 
     Rows are those of the first run's test split, in its (random) order, the first ``limit`` of them. Every other run
     held out the same ones, or none (``data.test: 0``) and has not seen these. Baselines have the first run's base
-    model: ``base`` is asked as the runs are; ``few-shot`` sees training rows as examples first, the same for all
-    questions; ``retrieval`` sees passages that BM25 and MiniLM find, in all documents if the data is a folder of
-    them, those that the questions are about too, as a user's search would; else in the training rows.
+    model, or where that was another run's weights, what the first of them began with: ``base`` is asked as the runs
+    are; ``few-shot`` sees training rows as examples first, the same for all questions; ``retrieval`` sees passages
+    that BM25 and MiniLM find, in all documents if the data is a folder of them, those that the questions are about
+    too, as a user's search would; else in the training rows.
 
     Runs trained on chats, prompts or instructions answer questions (greedy) and are scored by
     :data:`ftdocs.scores.METRICS` and by the held-out loss of the wanted answers. Runs trained on plain text are
@@ -79,7 +83,8 @@ def compare(
         baselines: of :data:`BASELINES`.
         gate: a metric by which the last run has to beat the first, or a single run every baseline: the 95 % interval
             of the difference lies on its side of 0. The outcome's ``gate`` says whether it does.
-        limit: of rows.
+        limit: of rows; 100 if left out, on a GPU 1000.
+        max_new_tokens: of an answer; 128 if left out, on a GPU 512.
         progress: show a bar on standard error.
 
     Returns:
@@ -94,6 +99,8 @@ def compare(
     baselines = checked_baselines(baselines)
     if limit is not None and limit < 2:
         raise InputError(f"--limit {limit}: an interval needs two rows at least")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {max_new_tokens}: an answer needs one token at least")
     opened = [open_run(folder) for folder in folders]
     kind = kind_of(opened, baselines)
     gate = checked_gate(gate, kind, len(opened), baselines)
@@ -102,7 +109,8 @@ def compare(
     with ExitStack() as stack:
         for folder in dict.fromkeys(run.folder.resolve() for run in opened):
             stack.enter_context(runs.hold(folder))
-        work = {"questions": by_answers, "text": by_text, "label": by_label}[kind]
+        by_questions = partial(by_answers, max_new_tokens=max_new_tokens or NEW_TOKENS[hardware.profile()])
+        work = {"questions": by_questions, "text": by_text, "label": by_label}[kind]
         found = work(opened, names, baselines, rows, progress)
         found["notes"].insert(0, note)
         outcome: dict[str, Any] = {
@@ -258,13 +266,17 @@ def named(folders: Sequence[Path]) -> list[str]:
 
 
 def by_answers(
-    opened: Sequence[Run], names: Sequence[str], baselines: Sequence[str], rows: Sequence[Row], progress: bool
+    opened: Sequence[Run],
+    names: Sequence[str],
+    baselines: Sequence[str],
+    rows: Sequence[Row],
+    progress: bool,
+    max_new_tokens: int,
 ) -> dict[str, Any]:
     """What runs and baselines answer to the questions of ``rows``, and how good that is."""
     questions = [answer.question(row) for row in rows]
-    first, size = opened[0], hardware.profile()
-    everyone, notes = contestants(opened, names, baselines, questions)
-    limit = NEW_TOKENS[size]
+    first = opened[0]
+    everyone, notes = contestants(opened, names, baselines, questions, max_new_tokens)
     bar = tqdm(
         total=len(everyone) * len(rows), desc="answering", unit="answer", disable=not progress, leave=False
     )
@@ -285,14 +297,14 @@ def by_answers(
                 lambda each=each: holder.for_generation(each),  # type: ignore[misc]
                 each.tokenizer,
                 each.prompts,
-                part(each, "answers", [each.prompts, limit]),
-                limit,
+                part(each, "answers", [each.prompts, max_new_tokens]),
+                max_new_tokens,
                 precision=precision,
                 done=advance,
             )
     references = [asked.reference for asked in questions]
     tokenizer = everyone[0].tokenizer
-    within = [len(answer.token_ids(tokenizer, text)) < limit for text in references]
+    within = [len(answer.token_ids(tokenizer, text)) < max_new_tokens for text in references]
     judged_rows = {
         name: scores.scored([reply.text for reply in found], references) for name, found in replies.items()
     }
@@ -326,7 +338,7 @@ def by_answers(
         for place, asked in enumerate(questions)
     ]
     return {
-        "max_new_tokens": limit,
+        "max_new_tokens": max_new_tokens,
         **figures(statistics, names[-1], [asked.document for asked in questions], KINDS["questions"], notes),
         "errors": {
             name: {category: found.count(category) for category in scores.CATEGORIES}
@@ -346,7 +358,7 @@ def by_text(
     opened: Sequence[Run], names: Sequence[str], baselines: Sequence[str], rows: Sequence[Row], progress: bool
 ) -> dict[str, Any]:
     """The held-out loss of runs that were trained on plain text."""
-    first, everyone = opened[0], list[Contestant]()
+    first, everyone = untuned(opened[0]), list[Contestant]()
     base = AutoTokenizer.from_pretrained(assets.model_path(first.recipe.model))
     length = first.recipe.train.seq_len
     wanted = prepare.encode(rows, "text", base, length)

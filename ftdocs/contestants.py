@@ -28,7 +28,7 @@ Row = dict[str, Any]
 BASELINES = ("base", "few-shot", "retrieval")
 PARTS = "answers"
 NEW_TOKENS = {"smoke": 8, "cpu": 128, "gpu": 512}  # of an answer, at most
-CONTEXT = {"smoke": 128, "cpu": 768, "gpu": 4096}  # tokens of all examples, or of all passages
+CONTEXT = {"smoke": 128, "cpu": 512, "gpu": 4096}  # tokens of all examples, or of all passages
 SHOTS = 8  # examples at most
 FOUND = 4  # passages at most
 
@@ -96,6 +96,15 @@ def open_run(folder: Path) -> Run:
     return Run(folder, recipe, prints, prepare.load_splits(recipe.data, recipe.train.seed))
 
 
+def untuned(run: Run) -> Run:
+    """A run with the model that its tuning began with: where it went on from another run's weights, that one's base."""
+    recipe, prints = run.recipe, run.prints
+    while (before := assets.model_path(recipe.model).parent) and (before / runs.RESULT).is_file():
+        prints = json.loads((before / runs.ENVIRONMENT).read_text())["fingerprint"]
+        recipe = recipe.model_copy(update={"model": runs.read_recipe(before).model})
+    return Run(run.folder, recipe, prints, run.splits)
+
+
 def pairs_of(run: Run, documents: set[str]) -> list[Row]:
     """The questions and answers that the structure of some documents gives, in a random order that stays."""
     masked = run.recipe.data.personal == "mask"
@@ -108,10 +117,18 @@ def pairs_of(run: Run, documents: set[str]) -> list[Row]:
 
 
 def contestants(
-    opened: Sequence[Run], names: Sequence[str], baselines: Sequence[str], questions: Sequence[Question]
+    opened: Sequence[Run],
+    names: Sequence[str],
+    baselines: Sequence[str],
+    questions: Sequence[Question],
+    max_new_tokens: int,
 ) -> tuple[list[Contestant], list[str]]:
     """Who answers, each with its prompts, baselines first; and in words what the baselines were given."""
-    first, found, notes = opened[0], [], list[str]()
+    first, found, notes = untuned(opened[0]), [], list[str]()
+    if first.recipe.model != opened[0].recipe.model:
+        notes.append(
+            f"{names[0]} went on from another run; baselines have what that began with, {first.recipe.model}"
+        )
     base = AutoTokenizer.from_pretrained(assets.model_path(first.recipe.model))
     for name in baselines:
         examples: list[Question] = []
@@ -138,7 +155,7 @@ def contestants(
             Contestant(name, run, True, tokenizer, [answer.prompt(tokenizer, q) for q in questions], same)
         )
     for each in found:
-        check_lengths(each)
+        check_lengths(each, max_new_tokens)
     return found, notes
 
 
@@ -154,13 +171,13 @@ def room(run: Run) -> int:
     return min(size, (positions(run) or 2 * size) // 2)
 
 
-def check_lengths(each: Contestant) -> None:
+def check_lengths(each: Contestant, wanted: int) -> None:
     """Refuse a prompt that leaves no place for an answer.
 
     Raises:
         InputError: names the row.
     """
-    limit, wanted = positions(each.run), NEW_TOKENS[hardware.profile()]
+    limit = positions(each.run)
     for number, text in enumerate(each.prompts, 1):
         tokens = len(answer.token_ids(each.tokenizer, text))
         if limit is not None and tokens + wanted > limit:

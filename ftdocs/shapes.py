@@ -216,6 +216,8 @@ def catalogue(section: str = "models") -> dict[str, dict[str, Any]]:
 def find(name: str) -> Shape:
     """The shape of a model by a name of the catalogue or the book, a ``config.json``, or a folder that holds one.
 
+    A name may end in ``-Instruct``: tuning on chats leaves the shape as it was.
+
     Raises:
         InputError: nothing of this name; or the file is no configuration.
     """
@@ -236,8 +238,10 @@ def find(name: str) -> Shape:
         return shape(config, str(path))
     models = catalogue()
     by_name = {key.lower(): key for key in models} | {key.lower().rpartition("/")[2]: key for key in models}
-    if name.lower() not in by_name:
+    # A chat model that was tuned from a base has its shape.
+    spelt = next((key for key in (name.lower(), name.lower().removesuffix("-instruct")) if key in by_name), None)
+    if spelt is None:
         near = difflib.get_close_matches(name.lower(), by_name, n=3, cutoff=0.5)
         known = ", ".join(by_name[key] for key in near) or "a config.json"
         raise InputError(f"--model {name}: not in the catalogue; did you mean {known}? or give a config.json")
-    return shape(models[by_name[name.lower()]], name)
+    return shape(models[by_name[spelt]], name)

@@ -18,10 +18,11 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # The order in which data flows: a module imports only from modules before it, or beside it in its own package.
 FLOW = """
-    errors files recipe hardware measure processes gguf data.docstrings assets data methods attention llama models embed
-    retrieve label_words loss intervals calibration fingerprint runs progress checkpoints storage shapes memory trace
-    plan traffic metrics evaluate merge forgetting paired answer scores contestants compare card job trainer loop head
-    train search search_ray records new export extraction feedback backend gateway app chat cli
+    errors files recipe hardware measure processes gguf data.docstrings assets data manual methods attention llama
+    models embed retrieve label_words loss intervals calibration fingerprint runs progress checkpoints storage
+    shapes memory trace plan traffic metrics evaluate merge forgetting paired answer scores contestants compare card
+    job trainer loop head train search search_ray records new export extraction feedback backend gateway app chat
+    cli
 """.split()
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ".jsonl", ".cfg", ".css", ".js", ".html", ""}
 # Package indexes, where a mirror may stand instead, and folders that exist on one machine only.
