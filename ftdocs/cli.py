@@ -799,6 +799,10 @@ def compare(options: argparse.Namespace) -> None:
 
     for folder in options.runs:
         check_no_search(folder)
+        if folder.is_dir() and not (folder / runs.ENVIRONMENT).is_file():
+            inner = sorted(each for each in folder.iterdir() if (each / runs.RESULT).is_file())
+            mend = f"did you mean {inner[0]}?" if inner else "`ftdocs train RECIPE.yaml` makes one"
+            raise InputError(f"{folder}: is not a run; {mend}")
         runs.read_result(folder)  # a folder that is no run is refused before torch is loaded
     baselines = [name.strip() for name in options.baselines.split(",")] if options.baselines else []
     for package in ("rouge_score", "bm25s"):

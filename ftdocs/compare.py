@@ -255,9 +255,9 @@ def common_rows(opened: Sequence[Run], kind: str, limit: int) -> tuple[list[Row]
 def named(folders: Sequence[Path]) -> list[str]:
     """A name for each run that no other one and no baseline has: its folder's, else its path."""
     found: list[str] = []
-    last = Counter(folder.resolve().name for folder in folders)
+    last = Counter(folder.name or folder.resolve().name for folder in folders)
     for folder in folders:
-        name = folder.resolve().name
+        name = folder.name or folder.resolve().name
         name = str(folder) if last[name] > 1 or name in BASELINES else name
         while name in (*found, *BASELINES):
             name += " again"

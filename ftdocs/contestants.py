@@ -84,6 +84,8 @@ def open_run(folder: Path) -> Run:
         InputError: they are not, or there is no finished run.
     """
     runs.read_result(folder)
+    if not any(path for part in ("adapter", "model") for path in folder.glob(f"{part}/*.safetensors")):
+        raise InputError(f"{folder}: its weights are gone; restore adapter/ or model/, or train again")
     recipe = runs.read_recipe(folder)
     prints = json.loads((folder / runs.ENVIRONMENT).read_text())["fingerprint"]
     if runs.data_fingerprint(prepare.source(recipe.data)) != prints["data"]:

@@ -4,6 +4,7 @@ It is the answer without training, to compare a tuned model with. The packages c
 ftdocs[documents]``.
 """
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class BM25:
     def __init__(self, texts: Sequence[str]):
         import bm25s
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG when it is imported
         self.size = len(texts)
         self.index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
         self.index.index([words(text) for text in texts], show_progress=False)

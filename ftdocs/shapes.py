@@ -239,7 +239,9 @@ def find(name: str) -> Shape:
     models = catalogue()
     by_name = {key.lower(): key for key in models} | {key.lower().rpartition("/")[2]: key for key in models}
     # A chat model that was tuned from a base has its shape.
-    spelt = next((key for key in (name.lower(), name.lower().removesuffix("-instruct")) if key in by_name), None)
+    spelt = next(
+        (key for key in (name.lower(), name.lower().removesuffix("-instruct")) if key in by_name), None
+    )
     if spelt is None:
         near = difflib.get_close_matches(name.lower(), by_name, n=3, cutoff=0.5)
         known = ", ".join(by_name[key] for key in near) or "a config.json"

@@ -389,6 +389,8 @@ def test_wrong_input_is_one_line(place, capsys, tmp_path):
     assert "two rows at least" in refused(capsys, learnt, "--limit", 1)
     assert "no such run" in refused(capsys, tmp_path / "nothing")
     assert "not a file" in refused(capsys, place / "job.yaml")
+    assert "is not a run; did you mean" in refused(capsys, place)
+    assert "one token at least" in refused(capsys, learnt, "--max-new-tokens", 0)
 
 
 def test_a_changed_document_is_noticed(place, capsys, tmp_path):
@@ -396,6 +398,8 @@ def test_a_changed_document_is_noticed(place, capsys, tmp_path):
     with open(tmp_path / "moved/faq.jsonl", "a") as file:
         file.write(json.dumps({"prompt": "And this?", "completion": WANTED, "topic": "t1"}) + "\n")
     assert "data has changed" in refused(capsys, tmp_path / "moved/learnt")
+    (tmp_path / "moved/learnt/model/model.safetensors").unlink()
+    assert "its weights are gone" in refused(capsys, tmp_path / "moved/learnt")
 
 
 def test_two_comparisons_do_not_write_at_once(place, capsys):

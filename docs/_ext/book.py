@@ -132,7 +132,10 @@ class RecordDirective(SphinxDirective):
         try:
             record = records.load(self.arguments[0], folder)
         except InputError as error:
-            raise self.error(str(error)) from None
+            if not records.source(self.arguments[0], folder).is_file():
+                raise self.error(str(error)) from None
+            text = f"**Not recorded yet:** `python -m experiments {self.arguments[0]}` makes the record."
+            return [nodes.container("", *self.parse_text_to_nodes(text), classes=["book-record"])]
         self.env.note_dependency(str(folder / f"{record.name}.json"))
         self.env.note_dependency(str(records.source(record.name, folder)))
         count = len(record.seeds)
