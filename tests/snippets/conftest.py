@@ -1,11 +1,16 @@
 """Sybil over the book: every fence of every page is a test, in the smallest size."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib import pyplot as plt
 from sybil import Sybil
+
+from ftdocs.hardware import give_back
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "docs" / "_ext")]
@@ -18,10 +23,18 @@ class Book(pytest.Collector):
     """The pages, each a file of its own, so that ``--dist loadfile`` keeps a page's cells together."""
 
     def collect(self) -> Iterator[pytest.Collector]:
-        hook = Sybil([parse], pattern="*.md", path=str(ROOT)).pytest()
+        hook = Sybil([parse], pattern="*.md", path=str(ROOT), teardown=forget).pytest()
         for page in pages(ROOT):
             if read(page, ROOT):
                 yield hook(page, self)
+
+
+def forget(namespace: dict[str, Any]) -> None:
+    """Let go of a page's models when its last cell has run: all pages' together do not fit into memory."""
+    namespace.clear()
+    plt.close("all")
+    gc.collect()
+    give_back()
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
