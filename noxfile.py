@@ -71,10 +71,9 @@ def run(session: nox.Session, *command: str | Path, **env: str) -> None:
     """Run a Python command line (``-m pytest …``) in the shared environment, which is made first if need be."""
     prepare(session)
     path = os.pathsep.join([str(PYTHON.parent), os.environ.get("PATH", "")])
-    inside = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT), "PYTHONPATH": None, **QUIET, **env}
-    inside |= {
-        "PYTHONDONTWRITEBYTECODE": None
-    }  # set in many containers; each process would compile all it imports
+    # Set in many containers, and then each process would compile all it imports.
+    compiled = {"PYTHONDONTWRITEBYTECODE": None}
+    inside = {"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT), "PYTHONPATH": None, **compiled, **QUIET, **env}
     session.run(str(PYTHON), *map(str, command), env=inside, external=True)
 
 

@@ -15,7 +15,7 @@ import httpx2
 import numpy as np
 import psutil
 
-from ftdocs.gateway import more_files
+from ftdocs.listen import more_files
 
 
 async def one(client: httpx2.AsyncClient, url: str, model: str) -> tuple[str, float, int]:

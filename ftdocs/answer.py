@@ -182,7 +182,7 @@ def kept(
     path: Path,
     groups: list[list[int]],
     work: Callable[[list[int]], list[Any]],
-    done: Callable[[int], None] = lambda count: None,
+    done: Callable[[int], object] = lambda count: None,
 ) -> list[Any]:
     """What ``work`` gives for each place, kept in ``path`` batch by batch: after an interrupt only the rest is done.
 
@@ -228,7 +228,7 @@ def answers(
     max_new_tokens: int = 128,
     batch_size: int = 16,
     precision: str = "auto",
-    done: Callable[[int], None] = lambda count: None,
+    done: Callable[[int], object] = lambda count: None,
 ) -> list[Answer]:
     """The answer to each prompt, in batches of similar length, kept in ``path`` as they come (:func:`kept`).
 

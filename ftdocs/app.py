@@ -17,7 +17,8 @@ from ftdocs import runs
 from ftdocs.data.read import is_documents
 from ftdocs.errors import InputError
 from ftdocs.feedback import LONGEST, Feedback, Store
-from ftdocs.gateway import Asked, Gateway, Refused, Turn, read_body
+from ftdocs.gateway import Gateway, read_body
+from ftdocs.protocol import Asked, Refused, Turn
 from ftdocs.retrieve import Retriever, passages
 
 PASSAGES = 3

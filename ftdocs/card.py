@@ -47,7 +47,7 @@ def model_card(folder: Path, result: runs.Result) -> str:
     validations = [row for row in runs.read_metrics(folder) if "eval_loss" in row]
     base = assets.public_name(recipe.model)
     data = recipe.data.name or (recipe.data.path.name if recipe.data.path else "")
-    part = "adapter" if (folder / "adapter").is_dir() else "model"
+    part = runs.weights(folder).name
     lines = [
         "---",
         f"base_model: {base}",
@@ -108,7 +108,7 @@ def model_card(folder: Path, result: runs.Result) -> str:
 
 def usage(folder: Path, recipe: Recipe, format: str, labels: list[str] | None, base: str) -> str:
     """How to use the run: with ``load_run``, as code that runs from the folder that holds it, and without."""
-    part = "adapter" if (folder / "adapter").is_dir() else "model"
+    part = runs.weights(folder).name
     run = folder.name if folder.is_absolute() else folder.as_posix()
     if labels:
         code = CLASSIFY.format(run=json.dumps(run), seq_len=recipe.train.seq_len)

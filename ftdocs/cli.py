@@ -705,7 +705,7 @@ def serve(options: argparse.Namespace) -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise InputError(f'{package} is not installed; python -m pip install "ftdocs[serve]"')
-    from ftdocs import backend, gateway
+    from ftdocs import access, backend, listen
 
     for name, least in {
         "max_tokens": 1,
@@ -719,7 +719,7 @@ def serve(options: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: give {least} or more")
     if not options.temperature <= 2:
         raise InputError(f"--temperature {options.temperature:g}: give 0 to 2")
-    keys = gateway.read_keys(options.key_file)
+    keys = access.read_keys(options.key_file)
     served = backend.find(options.run)
     room = served.context - options.max_tokens
     if options.max_prompt_tokens is None:
@@ -729,8 +729,8 @@ def serve(options: argparse.Namespace) -> None:
             f"--max-tokens {options.max_tokens} and --max-prompt-tokens {options.max_prompt_tokens}: the model sees"
             f" {served.context} tokens, prompt and answer together"
         )
-    listener = gateway.listen(options.host, options.port, keys)
-    limits = gateway.Limits(
+    listener = listen.listen(options.host, options.port, keys)
+    limits = access.Limits(
         options.max_prompt_tokens, options.max_tokens, options.rate, 16 if options.batching else 1, options.queue,
         options.timeout,
     )  # fmt: skip
@@ -746,7 +746,7 @@ def serve(options: argparse.Namespace) -> None:
             if extend:
                 print(f"web app: {url}/", flush=True)
 
-    gateway.serve(
+    listen.serve(
         served, listener, limits, keys, announce, options.batching, options.temperature, options.grace,
         options.backend_log, *([extend] if extend else []),
     )  # fmt: skip
@@ -925,9 +925,7 @@ def load_recipe(path: Path, overrides: list[str]) -> Any:
         section, _, key = override.partition("=")[0].strip().partition(".")
         if section == "method" and key in Method.model_fields and key != "name":
             owners = USED_BY[key]
-            if (
-                recipe.method.name not in owners
-            ):  # else another method is trained than was meant, without a word
+            if recipe.method.name not in owners:  # else another is trained than was meant, without a word
                 raise InputError(
                     f"--set {override}: counts only with method.name: {', '.join(owners)}, and the recipe's is "
                     f"{recipe.method.name}; add --set method.name={owners[0]}, or leave it out"

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
@@ -284,9 +286,6 @@ def by_answers(
     losses: dict[str, list[tuple[float, int]]] = {}
     holder = Holder()
 
-    def advance(count: int) -> None:
-        bar.update(count)
-
     with bar, hardware.memory_kept():
         for each in everyone:
             precision = each.run.recipe.train.precision
@@ -294,13 +293,13 @@ def by_answers(
                 wanted = answer.encoded(questions, each.tokenizer, first.recipe.train.seq_len)
                 losses[each.name] = kept_losses(each, holder, wanted, rows)
             replies[each.name] = answer.answers(
-                lambda each=each: holder.for_generation(each),  # type: ignore[misc]
+                partial(holder.for_generation, each),
                 each.tokenizer,
                 each.prompts,
                 part(each, "answers", [each.prompts, max_new_tokens]),
                 max_new_tokens,
                 precision=precision,
-                done=advance,
+                done=bar.update,
             )
     references = [asked.reference for asked in questions]
     tokenizer = everyone[0].tokenizer
@@ -364,8 +363,7 @@ def by_text(
     wanted = prepare.encode(rows, "text", base, length)
     everyone = [Contestant(name, first, False, base) for name in baselines]
     for run, name in zip(opened, names, strict=True):
-        own = "adapter" if (run.folder / "adapter").is_dir() else "model"
-        tokenizer = AutoTokenizer.from_pretrained(run.folder / own)
+        tokenizer = AutoTokenizer.from_pretrained(runs.weights(run.folder))
         if list(prepare.encode(rows, "text", tokenizer, length)) != list(wanted):
             raise InputError(
                 f"{run.folder}: its tokenizer cuts the text into other tokens than that of {first.folder}, so their "
@@ -377,12 +375,9 @@ def by_text(
     )
     holder, losses = Holder(), {}
 
-    def advance(count: int) -> None:
-        bar.update(count)
-
     with bar, hardware.memory_kept():
         for each in everyone:
-            losses[each.name] = kept_losses(each, holder, wanted, rows, advance)
+            losses[each.name] = kept_losses(each, holder, wanted, rows, bar.update)
     statistics = {name: loss_statistics(found) for name, found in losses.items()}
     documents = [row.get("group") for row in rows]
     per_row = [
@@ -418,8 +413,7 @@ def by_label(
                 precision=run.recipe.train.precision,
             )  # fmt: skip
         predictions[name] = logits.argmax(axis=1)
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        nats = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(rows)), right]
+        nats = cross_entropy(torch.from_numpy(logits), torch.from_numpy(right), reduction="none")
         statistics[name] = {"loss": paired.mean_of(nats.tolist())}
     for name, given in predictions.items():
         statistics[name] |= {

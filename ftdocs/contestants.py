@@ -69,8 +69,7 @@ class Contestant:
         base = self.run.prints["model"]
         if not self.tuned:
             return base
-        part = "adapter" if (self.run.folder / "adapter").is_dir() else "model"
-        return base + runs.folder_fingerprint(self.run.folder / part)
+        return base + runs.folder_fingerprint(runs.weights(self.run.folder))
 
     def load(self) -> Any:
         """The model."""
@@ -87,15 +86,9 @@ def open_run(folder: Path) -> Run:
     if not any(path for part in ("adapter", "model") for path in folder.glob(f"{part}/*.safetensors")):
         raise InputError(f"{folder}: its weights are gone; restore adapter/ or model/, or train again")
     recipe = runs.read_recipe(folder)
-    prints = json.loads((folder / runs.ENVIRONMENT).read_text())["fingerprint"]
-    if runs.data_fingerprint(prepare.source(recipe.data)) != prints["data"]:
-        raise InputError(
-            f"{folder}: its data has changed since the training, so its test rows may have been trained on;"
-            " restore the data, or train again"
-        )
-    if runs.folder_fingerprint(assets.model_path(recipe.model)) != prints["model"]:
-        raise InputError(f"{folder}: its base model {recipe.model} is not the one that was tuned; restore it")
-    return Run(folder, recipe, prints, prepare.load_splits(recipe.data, recipe.train.seed))
+    runs.check_data(folder, prepare.source(recipe.data))
+    runs.check_model(folder, recipe.model)
+    return Run(folder, recipe, runs.read_prints(folder), prepare.load_splits(recipe.data, recipe.train.seed))
 
 
 def untuned(run: Run) -> Run:
@@ -148,8 +141,7 @@ def contestants(
         found.append(Contestant(name, first, False, base, prompts, name == "base"))
     wanted = answer.encoded(questions, base, first.recipe.train.seq_len)
     for run, name in zip(opened, names, strict=True):
-        own = "adapter" if (run.folder / "adapter").is_dir() else "model"
-        tokenizer = AutoTokenizer.from_pretrained(run.folder / own)
+        tokenizer = AutoTokenizer.from_pretrained(runs.weights(run.folder))
         same = list(answer.encoded(questions, tokenizer, first.recipe.train.seq_len)) == list(wanted)
         if not same:
             notes.append(f"{name}: writes the wanted answers in other tokens, so its loss is left out")
@@ -290,7 +282,7 @@ def kept_losses(
     holder: Holder,
     encoded: Sequence[Row],
     rows: Sequence[Row],
-    done: Callable[[int], None] = lambda count: None,
+    done: Callable[[int], object] = lambda count: None,
 ) -> list[tuple[float, int]]:
     """The loss of a contestant's model on each row, with the tokens it is a mean of, kept row by row."""
     path = part(each, "losses", [[row["row"], row["input_ids"], row["labels"]] for row in encoded])

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ftdocs import assets, calibration, files, hardware, loss, models, runs
+from ftdocs import calibration, files, hardware, loss, models, runs
 from ftdocs.data import pack, prepare
 from ftdocs.errors import InputError
 
@@ -187,17 +187,8 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
     """
     runs.read_result(folder)
     recipe = runs.read_recipe(folder)
-    before = json.loads((folder / runs.ENVIRONMENT).read_text())["fingerprint"]
-    if runs.data_fingerprint(prepare.source(recipe.data)) != before["data"]:
-        raise InputError(
-            f"{folder}: its data has changed since the training, so its test rows may have been trained on;"
-            " restore the data, or train again"
-        )
-    if runs.folder_fingerprint(assets.model_path(recipe.model)) != before["model"]:
-        raise InputError(
-            f"{folder}: its base model {recipe.model} is not the one that was tuned; restore it"
-            " (is FTDOCS_SOURCE another one?), or train again"
-        )
+    runs.check_data(folder, prepare.source(recipe.data))
+    runs.check_model(folder, recipe.model)
     splits = prepare.load_splits(recipe.data, recipe.train.seed)
     rows = getattr(splits, split)
     if not rows:

@@ -10,7 +10,7 @@ from typing import Any
 
 import gguf
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 from ftdocs import files
@@ -55,9 +55,8 @@ def write_gguf(folder: Path, output: Path, kind: str = "f16") -> None:
         add_shape(writer, config, rope.get("rope_theta", 10000.0), kind)
         add_tokenizer(writer, folder, config.vocab_size)
         for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as weights:
-                for name in weights.keys():  # noqa: SIM118 - it is no dict
-                    add_tensor(writer, name, weights.get_tensor(name).float(), config, kind)
+            for name, weight in load_file(path).items():
+                add_tensor(writer, name, weight.float(), config, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

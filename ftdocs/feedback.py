@@ -176,11 +176,7 @@ def rows_of(run: Path, split: str) -> list[dict[str, Any]]:
     """The rows of a run's split: ``train``, ``validation`` or ``test``."""
     runs.read_result(run)
     recipe = runs.read_recipe(run)
-    before = json.loads((run / runs.ENVIRONMENT).read_text(encoding="utf-8"))["fingerprint"]["data"]
-    if runs.data_fingerprint(prepare.source(recipe.data)) != before:
-        raise InputError(
-            f"{run}: its data has changed since the training, so its test questions are not known; restore the data"
-        )
+    runs.check_data(run, prepare.source(recipe.data))
     return list(getattr(prepare.load_splits(recipe.data, recipe.train.seed), split))
 
 

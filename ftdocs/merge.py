@@ -87,7 +87,7 @@ def merge_run(run: Path, output: Path, check: bool = False, dtype: str | None = 
     for name, part in list(merged.named_modules()):
         if isinstance(
             part, ModulesToSaveWrapper
-        ):  # a trained head, which PEFT leaves wrapped after some methods
+        ):  # a trained head: PEFT leaves it wrapped after some methods
             merged.set_submodule(name, part.modules_to_save["default"])
     found = Merged(run, output, str(target).removeprefix("torch."))
     if unmerged is not None and untuned is not None:

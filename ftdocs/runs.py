@@ -102,6 +102,43 @@ def data_fingerprint(data: Path) -> str:
     return folder_fingerprint(data) if data.is_dir() else files.sha256(data)
 
 
+def check_data(folder: Path, data_file: Path) -> None:
+    """Refuse a finished run whose data file or folder is not what it was trained on.
+
+    Raises:
+        InputError: names the run.
+    """
+    if data_fingerprint(data_file) != read_prints(folder)["data"]:
+        raise InputError(
+            f"{folder}: its data has changed since the training, so its test rows may have been trained on;"
+            " restore the data, or train again"
+        )
+
+
+def check_model(folder: Path, name: str) -> None:
+    """Refuse a finished run whose base model, by its recipe's name for it, is not the one that was tuned.
+
+    Raises:
+        InputError: names both.
+    """
+    if folder_fingerprint(assets.model_path(name)) != read_prints(folder)["model"]:
+        raise InputError(
+            f"{folder}: its base model {name} is not the one that was tuned; restore it"
+            " (is FTDOCS_SOURCE another one?), or train again"
+        )
+
+
+def read_prints(folder: Path) -> dict[str, str]:
+    """The fingerprint of a run, part by part, as it was when it was trained."""
+    prints: dict[str, str] = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["fingerprint"]
+    return prints
+
+
+def weights(folder: Path) -> Path:
+    """Where a finished run keeps what it has trained: its ``adapter``, else its whole ``model``."""
+    return folder / ("adapter" if (folder / "adapter").is_dir() else "model")
+
+
 def stored(prints: dict[str, str]) -> Path:
     """The folder for a run that nobody named: by fingerprint, under ``$FTDOCS_RUNS`` or the cache folder."""
     root = Path(os.environ.get("FTDOCS_RUNS") or files.home() / "runs")

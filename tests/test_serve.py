@@ -17,9 +17,11 @@ import pytest
 from serving import QUESTION, children, serving, tiny_llama, tiny_run
 
 from ftdocs import backend, gateway
+from ftdocs.access import Bucket, Keys, Limits
 from ftdocs.cli import main
 from ftdocs.errors import InputError
-from ftdocs.gateway import Bucket, Gateway, Keys, Limits, Refused
+from ftdocs.gateway import Gateway
+from ftdocs.protocol import Refused
 
 KEY = "a-key-of-the-tests-0123456789"
 CANARY = "xylophone-7319"  # stands in prompts and must stand in no log

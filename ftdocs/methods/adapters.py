@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 
 from ftdocs.errors import InputError
-from ftdocs.methods.lora import adapt, add_lora, target_names
+from ftdocs.methods.lora import adapt, add_lora, classifies, target_names
 from ftdocs.recipe import Method
 
 # The methods that leave an adapter and not a whole model, with a usual peak learning rate. What has few weights to
@@ -113,11 +113,6 @@ def add_adapter(model: PreTrainedModel, method: Method, total: int = 1) -> PeftM
         case _:
             raise ValueError(f"{method.name} is no adapter")
     return adapt(model, config)
-
-
-def classifies(model: torch.nn.Module) -> bool:
-    """Whether a model has a classification head."""
-    return "SequenceClassification" in type(model).__name__
 
 
 def penalty_in_training_alone(adapted: torch.nn.Module, inputs: Any) -> None:

@@ -29,9 +29,8 @@ def add_lora(
     Raises:
         InputError: no layer of the model has one of the names in ``targets``.
     """
-    classifies = "SequenceClassification" in type(model).__name__
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS if classifies else TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if classifies(model) else TaskType.CAUSAL_LM,
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; a fraction is fine
         target_modules=target_names(targets),
@@ -39,6 +38,11 @@ def add_lora(
         **options,
     )
     return adapt(model, config)
+
+
+def classifies(model: torch.nn.Module) -> bool:
+    """Whether a model has a classification head."""
+    return "SequenceClassification" in type(model).__name__
 
 
 def target_names(targets: str | list[str]) -> str | list[str]:
