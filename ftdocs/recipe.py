@@ -418,11 +418,14 @@ class Recipe(Section):
         return _validate(type(self), raw, lead)
 
     def to_yaml(self) -> str:
-        """The recipe as YAML that :meth:`load` reads back to the same recipe."""
+        """The recipe as YAML that :meth:`load` reads back to the same recipe; keys that its method does not use are
+        left out, since :meth:`load` would refuse them.
+        """
         unused = {"profiles"} if not self.profiles else set()
         unused |= {"search"} if self.search == Search() else set()
+        written = self.model_copy(update={"method": self.method.without_unused()})
         return yaml.safe_dump(
-            self.model_dump(mode="json", exclude_none=True, exclude=unused), sort_keys=False
+            written.model_dump(mode="json", exclude_none=True, exclude=unused), sort_keys=False
         )
 
 

@@ -48,17 +48,17 @@ def test_a_conversation_in_a_browser(manual, tmp_path):
         tab.click("button")
         tab.type("#message textarea", "How is the valve cleaned?")
         tab.click("#send")
-        tab.wait("document.querySelector('#sources').innerText.includes('valve.md, line')")
+        tab.wait("document.querySelector('#sources')?.innerText.includes('valve.md, line')")
         shown = tab.run("document.querySelector('#sources').innerText")
         assert "The model did not read it" in shown and "<b>mark</b> on top" in shown
         tab.wait("[...document.querySelectorAll('#chat .bot')].some((said) => said.innerText.trim())")
         tab.wait("document.querySelector('#message textarea').value === ''")
         time.sleep(1)  # the answer's last pieces
         tab.click("#up")
-        tab.wait("document.querySelector('#said').innerText.includes('Kept as number 1')")
+        tab.wait("document.querySelector('#said')?.innerText.includes('Kept as number 1')")
         tab.type("#correction textarea", "With warm water, over night it dries.")
         tab.click("#correct")
-        tab.wait("document.querySelector('#said').innerText.includes('Kept as number 2')")
+        tab.wait("document.querySelector('#said')?.innerText.includes('Kept as number 2')")
         picture = tab.call("Page.captureScreenshot")["data"]
         (tmp_path / "app.png").write_bytes(base64.b64decode(picture))
         asked = [url for url in tab.requests if not url.startswith(("data:", "blob:"))]
