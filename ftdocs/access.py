@@ -68,7 +68,7 @@ class Keys:
 
 
 def read_keys(file: Path | None) -> Keys:
-    """The keys in ``file``, one a line, and those in ``$FTDOCS_API_KEY``, separated by commas.
+    """The keys in ``file``, one a line or after ``#`` a remark, and those in ``$FTDOCS_API_KEY``, separated by commas.
 
     Raises:
         InputError: the file cannot be read, is empty, or other users of the machine may read it; a key is too short.
@@ -76,13 +76,13 @@ def read_keys(file: Path | None) -> Keys:
     keys = [key.strip() for key in os.environ.get("FTDOCS_API_KEY", "").split(",") if key.strip()]
     if file is not None:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
             mode = file.stat().st_mode
         except (OSError, UnicodeDecodeError):
             raise InputError(f"{file}: no such file of keys, or it cannot be read; one key a line") from None
         if os.name == "posix" and mode & 0o077:
             raise InputError(f"{file}: other users of this machine may read it; chmod 600 {file}")
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        found = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
         if not found:
             raise InputError(f"{file}: has no key; write one a line")
         keys += found

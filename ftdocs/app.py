@@ -4,6 +4,7 @@ import asyncio
 import html
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ftdocs import runs
+from ftdocs.access import Keys
+from ftdocs.data.personal import mask_row
 from ftdocs.data.read import is_documents
 from ftdocs.errors import InputError
 from ftdocs.feedback import LONGEST, Feedback, Store
@@ -22,6 +25,7 @@ from ftdocs.protocol import Asked, Refused, Turn
 from ftdocs.retrieve import Retriever, passages
 
 PASSAGES = 3
+LONGEST_NAME = 64  # characters, of who logs in
 # Whatever a model writes, the browser fetches nothing from elsewhere for it.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
@@ -35,12 +39,17 @@ ABOUT = (
 
 
 def retriever(run: Path | None) -> Retriever | None:
-    """Search over the documents that a run was trained on; None for a run on other data, or where they are gone."""
-    folder = runs.read_recipe(run).data.path if run else None
-    if folder is None or not folder.exists() or not is_documents(folder):
+    """Search over the documents that a run was trained on, masked as its rows were.
+
+    None for a run on other data, or where they are gone.
+    """
+    data = runs.read_recipe(run).data if run else None
+    folder = data.path if data else None
+    if data is None or folder is None or not folder.exists() or not is_documents(folder):
         return None
     try:
-        return Retriever(passages(folder), ["bm25"])
+        found = passages(folder)
+        return Retriever([mask_row(row) for row in found] if data.personal else found, ["bm25"])
     except InputError:
         return None
 
@@ -68,8 +77,17 @@ def plain(history: list[Any]) -> list[dict[str, str]]:
     return turns
 
 
+def known(keys: Keys, users: dict[str, int], user: str, password: str) -> bool:
+    """Whether a name and an API key may log in; ``users`` then says whose key it was.
+
+    A name belongs to the first key that comes with it: with another one its requests would count as that key's.
+    """
+    place = keys.place(password)
+    return place is not None and len(user) <= LONGEST_NAME and users.setdefault(user, place) == place
+
+
 def blocks(
-    gateway: Gateway, store: Store | None, search: Retriever | None, users: dict[str, int | None]
+    gateway: Gateway, store: Store | None, search: Retriever | None, users: dict[str, int]
 ) -> gr.Blocks:
     """The page; ``users`` says which key each name logged in with, so that its requests count as that key's."""
     name = gateway.served.name
@@ -113,9 +131,10 @@ def blocks(
             try:
                 gateway.check_rate(users.get(request.username or ""))
                 asked = Asked(model=name, messages=[Turn.model_validate(turn) for turn in asked_turns])
-                tokens = await asyncio.to_thread(gateway.count, asked)
+                until = gateway.until()
+                tokens = await gateway.counted(asked, until)
                 passages_found = await asyncio.to_thread(sources, search, text)
-                async for chunk in gateway.answer(asked, tokens):
+                async for chunk in gateway.answer(asked, tokens, until):
                     for choice in chunk.get("choices", ()):
                         shown[-1]["content"] += choice["delta"].get("content") or ""
                     yield shown, "", passages_found, ""
@@ -157,6 +176,8 @@ def blocks(
         up.click(liked, [chat], said, **private)
         down.click(disliked, [chat], said, **private)
         correct.click(corrected, [chat, better], [said, better], **private)
+    # What waits here waits for the gateway, whose own queue is as long; Gradio's would have no end.
+    page.queue(max_size=max(1, gateway.limits.queue))
     return page
 
 
@@ -186,12 +207,7 @@ def add(app: FastAPI, gateway: Gateway, store: Store | None, search: Retriever |
     """
 
     app.add_middleware(Policy)
-    users: dict[str, int | None] = {}
-
-    def known(user: str, password: str) -> bool:
-        users[user] = gateway.keys.place(password)
-        return users[user] is not None
-
+    users: dict[str, int] = {}
     if store is not None:
 
         @app.post("/feedback", status_code=201)
@@ -200,10 +216,13 @@ def add(app: FastAPI, gateway: Gateway, store: Store | None, search: Retriever |
             given = gateway.parse_feedback(await read_body(request, gateway.limits.body_bytes))
             return {"id": await asyncio.to_thread(store.add, given)}
 
-    who = known if gateway.keys else None
+    who = partial(known, gateway.keys, users) if gateway.keys else None
+    asked = (
+        f"A name of up to {LONGEST_NAME} characters that no other key has, and an API key as the password."
+    )
     theme = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return gr.mount_gradio_app(
         app, blocks(gateway, store, search, users), "/", theme=theme, footer_links=[], run_history=False,
-        ssr_mode=False, auth=who, auth_message="Any name, and an API key as the password." if who else None,
+        ssr_mode=False, auth=who, auth_message=asked if who else None,
         max_file_size=1, mcp_server=False, enable_monitoring=False, pwa=False,
     )  # fmt: skip

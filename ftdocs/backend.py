@@ -1,11 +1,13 @@
 """The model's own server, an existing one: ``transformers serve``, or vLLM where there is a GPU and vLLM.
 
-It runs as a child process on a private port of this machine, and :mod:`ftdocs.gateway` stands before it.
+It runs as a child process on a port of this machine, behind a key that is made for each start, and
+:mod:`ftdocs.gateway` stands before it.
 """
 
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -14,29 +16,17 @@ import tempfile
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from huggingface_hub.errors import StrictDataclassError
 
-from ftdocs import assets, files, hardware, runs
+from ftdocs import assets, child, files, hardware, runs
 from ftdocs.errors import InputError
 
-# A child that reads from a pipe until its parent has gone, in whatever way that ended, and then goes too. The
-# operating system closes the pipe, so this holds after `kill -9`, and on Linux, macOS and Windows alike.
-LIFELINE = """
-import os, runpy, sys, threading
-
-def watch(pipe):
-    while os.read(pipe, 1):
-        pass
-    os._exit(1)
-
-threading.Thread(target=watch, args=(os.dup(0),), daemon=True).start()
-sys.stdin = open(os.devnull)
-runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
-"""
 SECRETS = ("FTDOCS_API_KEY", "HF_TOKEN", "FTDOCS_HF_TOKEN", "OPENAI_API_KEY")  # the child needs none of them
 
 
@@ -50,6 +40,8 @@ class Served:
         context: tokens that it can see at once.
         run: the run that it is from; None for a folder that is only a model.
         fingerprint: of the weights.
+        generation: the settings in its generation_config.json.
+        dtype: what it has to be computed in; None leaves it to the machine.
     """
 
     name: str
@@ -58,6 +50,7 @@ class Served:
     run: Path | None
     fingerprint: str
     generation: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
 
 
 def find(given: Path) -> Served:
@@ -92,11 +85,33 @@ def find(given: Path) -> Served:
     return Served(
         name=(run or given).resolve().name if given.exists() else given.name,
         folder=folder.resolve(),
-        context=int(config.get("max_position_embeddings") or 2048),
+        context=context(folder, given),
         run=run,
         fingerprint=runs.folder_fingerprint(folder),
         generation=json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {},
+        dtype=config.get("dtype") if run and folder.parent != run else None,  # merged as it is to be computed
     )
+
+
+def context(folder: Path, given: Path) -> int:
+    """The tokens that a model can see at once; one that sees pictures too says so in the part for text.
+
+    Raises:
+        InputError: it does not say, or is not one that Transformers knows.
+    """
+    from transformers import AutoConfig  # here, as what only asks for a model need not wait for it
+
+    try:
+        config = AutoConfig.from_pretrained(folder).get_text_config()
+    except (ValueError, StrictDataclassError):
+        raise InputError(
+            f"{given}: its config.json is not of a model that Transformers knows; give another"
+        ) from None
+    if not (positions := getattr(config, "max_position_embeddings", None)):
+        raise InputError(
+            f"{given}: its config.json does not say how many tokens it sees; add max_position_embeddings"
+        )
+    return int(positions)
 
 
 def check_writes_text(run: Path) -> None:
@@ -131,16 +146,33 @@ def check_chats(folder: Path, given: Path, config: dict[str, Any]) -> None:
 def merged(run: Path) -> Path:
     """The whole model of a run that trained an adapter: made once, kept in the cache folder.
 
+    It has the numbers that this machine computes in, or float32 where these would round away what was tuned.
+
     Raises:
         InputError: as :func:`ftdocs.merge.merge_run`.
     """
-    from ftdocs.merge import merge_run  # here, as a run with a whole model needs no torch
+    # Here, as a run with a whole model needs no torch.
+    from ftdocs.merge import RoundedAway, merge_run, why_not
 
-    target = files.home() / "merged" / runs.folder_fingerprint(run / "adapter")[:16]
+    if reason := why_not(run):
+        other = "qlora" if runs.read_recipe(run).method.name == "loftq" else "lora"
+        raise InputError(
+            f"{run}: {reason}, and a server needs one whole model; talk with it: ftdocs chat {run}, or train with"
+            f" {other}"
+        )
+    dtype = str(hardware.dtype()).removeprefix("torch.")
+    target = files.home() / "merged" / f"{runs.folder_fingerprint(run / 'adapter')[:16]}-{dtype}"
     with files.lock(target):
         if not target.is_dir():
             print(f"ftdocs: {run}: merging the adapter into its base model, once", file=sys.stderr)
-            merge_run(run, target)
+            try:
+                merge_run(run, target, check=True, dtype=dtype)
+            except RoundedAway:
+                print(
+                    f"ftdocs: {run}: {dtype} would round away what was tuned; served in float32, which is slower",
+                    file=sys.stderr,
+                )
+                merge_run(run, target, dtype="float32")
     return target
 
 
@@ -150,13 +182,14 @@ def command(served: Served, port: int, batching: bool) -> list[str]:
     On a CPU a twentieth of the memory holds keys and values for batching: transformers' own share, made for GPUs, is
     most of the machine.
     """
+    dtype = served.dtype or str(hardware.dtype()).removeprefix("torch.")
     if hardware.device().type == "cuda" and importlib.util.find_spec("vllm"):
         return [
             *("vllm.entrypoints.cli.main", "serve", str(served.folder), "--host", "127.0.0.1"),
-            *("--port", str(port), "--served-model-name", str(served.folder), "--disable-log-requests"),
+            *("--port", str(port), "--served-model-name", str(served.folder), "--allowed-origins", "[]"),
             *("--max-num-seqs", "16" if batching else "1"),
+            *(("--dtype", dtype) if served.dtype else ()),  # else it would take 16 bits for float32 weights
         ]
-    dtype = str(hardware.dtype()).removeprefix("torch.")
     common = [
         "--host",
         "127.0.0.1",
@@ -179,7 +212,7 @@ def shares_sampling(arguments: list[str]) -> bool:
 
 
 class Backend:
-    """The child process; ``url`` is where it answers.
+    """The child process; ``url`` is where it answers, and ``key`` what it wants to be sent.
 
     Args:
         served: what to serve.
@@ -192,14 +225,16 @@ class Backend:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
+        self.key = secrets.token_urlsafe(32)
         self.arguments = command(served, port, batching)
         self.home = Path(tempfile.mkdtemp(prefix="ftdocs-serve-"))
         self.output: deque[str] | None = deque(maxlen=20)  # the last lines, until it answers
         kept = {name: value for name, value in os.environ.items() if name not in SECRETS}
         own = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(self.home)}
+        own[child.KEY] = self.key  # other users can read a command line, and not an environment
         with open(log or os.devnull, "a", encoding="utf-8") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", LIFELINE, *self.arguments],
+                [sys.executable, "-m", child.__name__, *self.arguments],
                 stdin=subprocess.PIPE,
                 stdout=file if log else subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -222,12 +257,14 @@ class Backend:
             RuntimeError: it ended instead, or did not answer in time; the message has the end of its output.
         """
         until = time.monotonic() + seconds
-        while self.process.poll() is None and time.monotonic() < until:
-            try:
-                if httpx2.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    self.output = None  # what comes from now on could hold text of a prompt
-                    return
-            except httpx2.TransportError:
+        headers = {"Authorization": f"Bearer {self.key}"}
+        # Never through a proxy that the environment names: it does not reach this machine's own ports.
+        with httpx2.Client(base_url=self.url, headers=headers, timeout=5, trust_env=False) as client:
+            while self.process.poll() is None and time.monotonic() < until:
+                with suppress(httpx2.TransportError):
+                    if client.get("/health").status_code == 200:
+                        self.output = None  # what comes from now on could hold text of a prompt
+                        return
                 time.sleep(0.1)
         said = "".join(self.output or ())
         raise RuntimeError(f"the model's server did not start: {' '.join(self.arguments)}\n{said}")

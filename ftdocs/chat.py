@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Conversation:
             backend.check_writes_text(run)
             loaded: tuple[Any, Any] = models.load_run(run)
             self.model, self.tokenizer = loaded
-            context = int(self.model.config.max_position_embeddings)
+            context = int(self.model.config.get_text_config().max_position_embeddings)
         else:
             found = backend.find(given)
             self.tokenizer = AutoTokenizer.from_pretrained(found.folder)
@@ -68,21 +69,26 @@ class Conversation:
         """The conversation as token ids, (1, T); its oldest turns are dropped where it is too long.
 
         Raises:
-            InputError: the last message alone is too long.
+            InputError: the last message alone is too long; it is taken back, and nothing else is dropped.
         """
+        start = self.first
         while True:
             inputs = self.tokenizer.apply_chat_template(
-                self.messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+                self.messages[: self.first] + self.messages[start:],
+                add_generation_prompt=True,
+                return_dict=True,
+                return_tensors="pt",
             )
             length = inputs["input_ids"].shape[1]
             if length <= self.room:
+                del self.messages[self.first : start]
                 return inputs.to(self.model.device)
-            if len(self.messages) <= self.first + 1:
+            if start + 1 >= len(self.messages):
                 self.messages.pop()
                 raise InputError(
                     f"the message has {length} tokens with what surrounds it, and {self.room} is the most"
                 )
-            del self.messages[self.first : self.first + 2]  # a question and its answer
+            start += 2  # a question and its answer
 
     def say(self, text: str, write: Callable[[str], None]) -> str:
         """The answer to a message, written as it is made. What an interrupt leaves of it counts as the answer."""
@@ -100,21 +106,28 @@ class Conversation:
 
 
 def talk(conversation: Conversation, show: bool = True) -> None:
-    """Read messages until the end of the input: Ctrl-D, or of a pipe. Ctrl-C ends an answer, or the conversation."""
+    """Read messages until the end of the input: Ctrl-D, or of a pipe. Ctrl-C ends an answer, or the conversation.
+
+    Raises:
+        InputError: the input is not UTF-8.
+    """
     typing = sys.stdin.isatty()
     if typing:
         with suppress(ImportError):  # Windows has none
             import readline  # noqa: F401 - the arrow keys work once it is imported
     write = (lambda text: print(text, end="", flush=True)) if show else (lambda text: None)
-    while True:
+    for number in count(1):
         try:
             line = input("> ") if typing else sys.stdin.readline()
+            line.encode()  # a byte that is no UTF-8 came as a surrogate, which no tokenizer takes
             if not typing and not line:
                 return None
         except (EOFError, KeyboardInterrupt):
             if not typing:
                 raise
             return print()
+        except UnicodeError:
+            raise InputError(f"standard input: line {number} is not UTF-8; write it as UTF-8") from None
         if not line.strip():
             continue
         try:

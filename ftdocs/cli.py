@@ -6,6 +6,8 @@ import importlib.util
 import json
 import math
 import os
+import shlex
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +24,26 @@ from ftdocs.errors import InputError
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line with a mend, like every other wrong input."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is left over here, where the command's own options are known, and not at the top."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"{unknown[0]}: {self.about_unknown(unknown[0])}")
+        return found, unknown
+
+    def about_unknown(self, given: str) -> str:
+        """What is wrong with an argument that the command does not take, and what was meant."""
+        name = given.partition("=")[0]
+        if not given.startswith("-"):
+            if self.prog == "ftdocs chat":
+                return "chat takes no question here; type it when chat asks, or send it to standard input"
+            return "one argument too many; put a name with blanks into quotes"
+        if name == "--set":
+            return "no such option; write the value into the recipe, or into a copy of it"
+        known = sorted(option for action in self._actions for option in action.option_strings)
+        near = difflib.get_close_matches(name, known, n=1)
+        return "no such option" + (f"; did you mean {near[0]}?" if near else "")
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage over several lines."""
@@ -213,6 +235,7 @@ def parser() -> Parser:
     for option, metavar, text in (
         ("--lora-rank", "R", "rank of the adapters (8)"),
         ("--batch-size", "B", "sequences of a micro-batch on one GPU (1)"),
+        ("--accumulation", "A", "micro-batches of a step (1)"),
         ("--seq-len", "S", "tokens of a sequence (512)"),
         ("--gpus", "N", "how many train together (1)"),
         ("--tokens", "T", "to train on in all, for an estimate of hours"),
@@ -223,12 +246,16 @@ def parser() -> Parser:
         "--master-weights": "weights in float32, products in 16 bits",
         "--fused-loss": "make and drop the logits in pieces",
         "--cpu-offload": "optimiser state, and what is sharded, in the CPU's memory",
+        "--sync-each-batch": "FSDP divides the gradients of each micro-batch, not of the step's last one alone",
     }.items():
         it.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=text)
     it.add_argument(
-        "--fit", action="store_true", help="turn on what makes it fit on --gpu, the cheapest first"
+        "--fit", action="store_true", help="turn on what makes it fit on --gpu, as cheaply as can be"
     )
     it.add_argument("--price", type=float, metavar="P", help="of a GPU and hour, for an estimate of the cost")
+    it.add_argument(
+        "--prices", type=Path, metavar="PRICES.csv", help="a table of yours instead: gpu, price, date"
+    )
     it.add_argument(
         "--utilisation", type=float, metavar="U", help="share of the GPU's peak that is reached (0.35)"
     )
@@ -381,19 +408,16 @@ def plan(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from ftdocs import plan, shapes
-    from ftdocs.memory import Setting
+    from ftdocs.memory import CHOICES, Setting
+    from ftdocs.prices import age, price_of
 
     if (options.recipe is None) == (options.model is None):
         raise InputError("give a recipe or --model, one of them, such as --model Llama-3.1-8B")
     if options.fit and not options.gpu:
         raise InputError("--fit needs a GPU to fit on: add --gpu, such as --gpu A10G-24GB")
-    if (options.tokens or options.price) and not options.gpu:
-        raise InputError("--tokens and --price need a GPU: add --gpu, such as --gpu A10G-24GB")
-    for name in ("tokens", "price"):
-        if (given := getattr(options, name)) is not None and given <= 0:
-            raise InputError(f"--{name} {given:g}: give a number above 0")
-    if options.price and not options.tokens:
-        raise InputError("--price needs --tokens: how many are trained on in all")
+    check_estimate(options)
+    if options.method not in (None, *CHOICES["method"]):
+        raise InputError(f"--method {options.method}: {plan.not_planned(options.method)}")
     own = {
         name: value
         for name in Setting.__dataclass_fields__
@@ -404,8 +428,10 @@ def plan(options: argparse.Namespace) -> None:
         own.setdefault("sharding", "fsdp")
     adapters = [f"--lora-{name}" for name in ("rank", "targets") if name in own]
     if options.recipe is not None:
+        from ftdocs.meant import check_recipe
         from ftdocs.recipe import Recipe
 
+        check_recipe(options.recipe)
         profile = os.environ.get("FTDOCS_PROFILE") or ("gpu" if options.gpu else "cpu")
         shape, setting = plan.of_recipe(Recipe.load(options.recipe, profile=profile))  # type: ignore[arg-type]
         setting = replace(setting, **own)
@@ -418,14 +444,37 @@ def plan(options: argparse.Namespace) -> None:
     steps = plan.fit(shape, setting, plan.gpu_bytes(options.gpu)) if options.fit else None
     found = plan.report(shape, setting, options.gpu, steps)
     if options.gpu:
-        share = plan.UTILISATION if options.utilisation is None else options.utilisation
-        if not 0 < share <= 1:
-            raise InputError(
-                f"--utilisation {share:g}: is a share of the peak; give a number above 0, at most 1"
-            )
         chosen = steps[-1].setting if steps else setting
-        found["estimate"] = plan.estimate(shape, chosen, options.gpu, options.tokens, options.price, share)
+        price, dated = options.price, {}
+        if options.prices:
+            price, day = price_of(options.prices, options.gpu)
+            dated = {"price": price, "price_date": str(day)}
+            if old := age(day):
+                print(f"ftdocs: {options.prices}: {old}", file=sys.stderr)
+        share = plan.UTILISATION if options.utilisation is None else options.utilisation
+        found["estimate"] = plan.estimate(shape, chosen, options.gpu, options.tokens, price, share) | dated
     print_json(found) if options.json else print(plan.as_text(found))
+
+
+def check_estimate(options: argparse.Namespace) -> None:
+    """Refuse what an estimate of time and money cannot be made of.
+
+    Raises:
+        InputError: names the option.
+    """
+    if (options.tokens or options.price) and not options.gpu:
+        raise InputError("--tokens and --price need a GPU: add --gpu, such as --gpu A10G-24GB")
+    for name in ("tokens", "price"):
+        if (given := getattr(options, name)) is not None and not 0 < given < float("inf"):
+            raise InputError(f"--{name} {given:g}: give a number above 0")
+    if options.price and options.prices:
+        raise InputError("--price and --prices: give one of them")
+    for name in ("price", "prices"):
+        if getattr(options, name) and not options.tokens:
+            raise InputError(f"--{name} needs --tokens: how many are trained on in all")
+    share = options.utilisation
+    if share is not None and not 0 < share <= 1:
+        raise InputError(f"--utilisation {share:g}: is a share of the peak; give a number above 0, at most 1")
 
 
 def pull(options: argparse.Namespace) -> None:
@@ -518,7 +567,7 @@ def convert_data(options: argparse.Namespace) -> None:
         files.write_atomic(target, "".join(f"{line}\n" for line in lines))
     if options.json:
         return print_json({"output": str(target), "rows": len(rows), **report})
-    print(f"wrote {len(rows)} rows of {report['tasks']} tasks to {target}")
+    print(f"wrote {len(rows)} row{'s' * (len(rows) != 1)} of {report['tasks']} tasks to {target}")
     decided = [number for number in report["disagree"] if number not in report["tied"]]
     for name, numbers in {
         "unannotated": report["unannotated"],
@@ -575,12 +624,23 @@ def train(options: argparse.Namespace) -> None:
     """Fine-tune."""
     check_deepspeed()
     recipe = load_recipe(options.recipe, options.set)
+    check_data(recipe, options.recipe, options.set)
     from ftdocs import runs
+    from ftdocs.progress import Interrupted
     from ftdocs.train import train as run
 
     output = options.output or Path("runs") / options.recipe.stem
     before = runs.state(output)
-    result = run(recipe, output, resume=options.resume, progress=not options.json)
+    if before != "finished" and processes.is_main() and (note := about_rate(recipe, options)):
+        print(f"ftdocs: {note}", file=sys.stderr)
+    if before == "unfinished" and options.resume:
+        check_resumed(recipe, output)
+    try:
+        result = run(recipe, output, resume=options.resume, progress=not options.json)
+    except Interrupted as stopped:
+        if processes.count() > 1:  # started by a launcher, whose command is not known here
+            raise
+        raise Interrupted(f"{stopped}, or with the same settings: {resuming(output)}") from None
     if not processes.is_main():
         return None
     if before == "finished":
@@ -591,6 +651,69 @@ def train(options: argparse.Namespace) -> None:
         return print(f"Its card: {result.run / runs.CARD}\nNext: ftdocs evaluate {result.run}")
     print((result.run / runs.CARD).read_text().split("---\n", 2)[2].strip())
     print(f"\nNext: ftdocs evaluate {result.run}")
+
+
+def resuming(folder: Path) -> str:
+    """The command that goes on with a run by the recipe that it keeps, whatever it was started with."""
+    from ftdocs import runs
+
+    return (
+        f"ftdocs train {shlex.quote(str(folder / runs.RECIPE))} --output {shlex.quote(str(folder))} --resume"
+    )
+
+
+def check_resumed(recipe: Any, folder: Path) -> None:
+    """Refuse to go on by another recipe, such as one that lacks a --set of the run's beginning.
+
+    Raises:
+        InputError: names the keys that differ, and the command that goes on with the run as it was.
+    """
+    from ftdocs import runs
+
+    count = json.loads((folder / runs.ENVIRONMENT).read_text(encoding="utf-8")).get("processes", 1)
+    changed = runs.changes(runs.read_recipe(folder), recipe, count, spread=False)
+    if changed and count == processes.count() == 1:
+        raise InputError(
+            f"{folder}: holds a run of another recipe ({changed}); go on with it as it was:"
+            f" `{resuming(folder)}`; or choose another --output"
+        )
+
+
+def about_rate(recipe: Any, options: argparse.Namespace) -> str:
+    """One line where the method is not the file's and the learning rate still is, else ""."""
+    from ftdocs import hardware, job
+    from ftdocs.meant import origin_of
+    from ftdocs.recipe import Recipe
+
+    path, name, rate = options.recipe, recipe.method.name, recipe.train.learning_rate
+    written = Recipe.load(path, profile=hardware.profile(), environment=False)
+    # A logistic regression, which features fits, has no rate.
+    if not rate or name in (written.method.name, "features"):
+        return ""
+    if origin_of("train.learning_rate", path, options.set) != f"{path}: ":
+        return ""
+    without = recipe.train.model_copy(update={"learning_rate": None})
+    own = job.learning_rate(recipe.model_copy(update={"train": without}), format_of(recipe.data))
+    if own == rate:
+        return ""
+    return (
+        f"train.learning_rate: {rate:g}, as {path} has it for {written.method.name}; {name}'s own is {own:g}, and"
+        " --set train.learning_rate=null takes it"
+    )
+
+
+def format_of(data: Any) -> str:
+    """How the rows of a recipe's ``data`` are written: as it says, or as the first row does."""
+    from ftdocs.data import prepare
+    from ftdocs.data.annotation import training_rows
+    from ftdocs.data.formats import recognise
+    from ftdocs.data.read import is_documents
+
+    path = prepare.source(data)
+    if data.format or is_documents(path):
+        return data.format or "text"
+    row = next(training_rows(path))
+    return recognise(row, f"{path}, row {row['row']}")
 
 
 def check_deepspeed() -> None:
@@ -618,6 +741,7 @@ def check_deepspeed() -> None:
 def search(options: argparse.Namespace) -> None:
     """Search for better hyperparameters."""
     recipe = load_recipe(options.recipe, options.set)
+    check_data(recipe, options.recipe, options.set)
     for package in ("optuna", options.engine):
         if importlib.util.find_spec(package) is None:
             raise InputError(f'{package} is not installed; python -m pip install "ftdocs[search]"')
@@ -674,7 +798,7 @@ def evaluate(options: argparse.Namespace) -> None:
     """Evaluate a run."""
     from ftdocs import runs
 
-    check_no_search(options.run)
+    check_run(options.run)
     runs.read_result(options.run)  # a folder that is no run is refused before torch is loaded
     from ftdocs.evaluate import evaluate_run
 
@@ -688,6 +812,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """Talk with a model."""
+    from ftdocs.meant import check_model
+
+    check_model(options.run)
     from ftdocs import backend
 
     if not (options.run / "adapter").is_dir():
@@ -705,7 +832,10 @@ def serve(options: argparse.Namespace) -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(package) is None:
             raise InputError(f'{package} is not installed; python -m pip install "ftdocs[serve]"')
-    from ftdocs import access, backend, listen
+    from ftdocs.meant import check_model
+
+    check_model(options.run)  # at once, and not after the server's own imports
+    from ftdocs import access, listen
 
     for name, least in {
         "max_tokens": 1,
@@ -720,6 +850,15 @@ def serve(options: argparse.Namespace) -> None:
     if not options.temperature <= 2:
         raise InputError(f"--temperature {options.temperature:g}: give 0 to 2")
     keys = access.read_keys(options.key_file)
+    # Before the model is found: an adapter is merged there, which takes a while.
+    with listen.listen(options.host, options.port, keys) as listener:
+        serve_at(listener, options, keys)
+
+
+def serve_at(listener: socket.socket, options: argparse.Namespace, keys: Any) -> None:
+    """Find the model, check what it can see, and answer."""
+    from ftdocs import access, backend, listen
+
     served = backend.find(options.run)
     room = served.context - options.max_tokens
     if options.max_prompt_tokens is None:
@@ -729,7 +868,6 @@ def serve(options: argparse.Namespace) -> None:
             f"--max-tokens {options.max_tokens} and --max-prompt-tokens {options.max_prompt_tokens}: the model sees"
             f" {served.context} tokens, prompt and answer together"
         )
-    listener = listen.listen(options.host, options.port, keys)
     limits = access.Limits(
         options.max_prompt_tokens, options.max_tokens, options.rate, 16 if options.batching else 1, options.queue,
         options.timeout,
@@ -768,15 +906,28 @@ def web_app(options: argparse.Namespace, served: Any) -> Any:
 
 def feedback(options: argparse.Namespace) -> None:
     """Write the next training set."""
+    check_run(options.run)
     from ftdocs.feedback import export
 
     done = export(options.run, options.output, options.store, options.preference, options.replay)
     if options.json:
         return print_json(done)
     replayed = f" and {done['replayed']} of the run's own" if done["replayed"] else ""
-    print(f"wrote {done['rows']} rows{replayed} to {done['output']}")
+    print(f"wrote {done['rows']} row{'s' * (done['rows'] != 1)}{replayed} to {done['output']}")
+    if done["replaced"]:
+        print(f"  of the run's own, a correction stands for: {done['replaced']}")
+    if done["group"]:
+        print(f"  train with data.group: {done['group']}, or its rows lie in several splits")
     for reason, count in done["left_out"].items():
         print(f"  left out, {reason}: {count}")
+
+
+def check_run(folder: Path) -> None:
+    """Refuse a search's folder, and what holds no run, and name the run that was meant."""
+    from ftdocs import meant
+
+    check_no_search(folder)
+    meant.check_run(folder)
 
 
 def check_no_search(folder: Path) -> None:
@@ -798,11 +949,7 @@ def compare(options: argparse.Namespace) -> None:
     from ftdocs import runs
 
     for folder in options.runs:
-        check_no_search(folder)
-        if folder.is_dir() and not (folder / runs.ENVIRONMENT).is_file():
-            inner = sorted(each for each in folder.iterdir() if (each / runs.RESULT).is_file())
-            mend = f"did you mean {inner[0]}?" if inner else "`ftdocs train RECIPE.yaml` makes one"
-            raise InputError(f"{folder}: is not a run; {mend}")
+        check_run(folder)
         runs.read_result(folder)  # a folder that is no run is refused before torch is loaded
     baselines = [name.strip() for name in options.baselines.split(",")] if options.baselines else []
     for package in ("rouge_score", "bm25s"):
@@ -826,10 +973,12 @@ def compare(options: argparse.Namespace) -> None:
 
 def print_comparison(outcome: dict[str, Any]) -> None:
     """What ``ftdocs.compare.compare`` found, for people."""
+    from ftdocs.compare import few_drawn
+
     last, names = outcome["runs"][-1], list(outcome["metrics"])
     metrics = list(outcome["metrics"][last])
     width = max(map(len, names))
-    count = outcome["documents"]
+    count, few = outcome["documents"], few_drawn(outcome["documents"], outcome["rows"])
     print(f"{outcome['rows']} test rows" + (f" of {count} document{'s' * (count > 1)}" if count else ""))
     for note in outcome["notes"]:
         print(f"  {note}")
@@ -844,11 +993,13 @@ def print_comparison(outcome: dict[str, Any]) -> None:
         for metric, difference in found.items():
             if difference is not None:
                 estimate, low, high = difference
-                told = "" if not low <= 0 <= high else "  (cannot tell)"
+                told = "" if not (few or low <= 0 <= high) else "  (cannot tell)"
                 print(f"  {metric:<12} {estimate:+.3f}  ({low:+.3f} to {high:+.3f}){told}")
         if "mcnemar" in outcome:
             only, others, p_value = outcome["mcnemar"][name].values()
-            print(f"  right alone: {only} rows, the other {others}; McNemar's p = {p_value:.3f}")
+            print(
+                f"  right alone: {only} row{'s' * (only != 1)}, the other {others}; McNemar's p = {p_value:.3f}"
+            )
     if "errors" in outcome:
         from ftdocs.scores import CATEGORIES
 
@@ -866,7 +1017,7 @@ def print_comparison(outcome: dict[str, Any]) -> None:
 
 def print_evaluation(outcome: dict[str, Any]) -> None:
     """What ``evaluate_run`` found, for people: a line for each metric, with its interval where there is one."""
-    print(f"{outcome['run']}: {outcome['rows']} {outcome['split']} rows")
+    print(f"{outcome['run']}: {outcome['rows']} {outcome['split']} row{'s' * (outcome['rows'] != 1)}")
     spans = outcome.get("intervals", {})
     for name, value in outcome["metrics"].items():
         span = "  (95 % interval: {:.4f} to {:.4f})".format(*spans[name]) if name in spans else ""
@@ -895,7 +1046,7 @@ def merge(options: argparse.Namespace) -> None:
         raise InputError(f"--dtype {options.dtype}: give float32, bfloat16 or float16")
     from ftdocs import runs
 
-    check_no_search(options.run)
+    check_run(options.run)
     runs.read_result(options.run)  # a folder that is no run is refused before torch is loaded
     from ftdocs.merge import merge_run
 
@@ -909,14 +1060,17 @@ def merge(options: argparse.Namespace) -> None:
         )
         print(
             f"  the written weights change the logits by {found.rounding_difference:.2g},"
-            f" the training by {found.tuning_difference:.2g} (root mean square)"
+            f" the training by {found.tuning_difference:.2g} (root mean square);"
+            " the first is what rounding loses, and should be much the smaller"
         )
 
 
 def load_recipe(path: Path, overrides: list[str]) -> Any:
     """The recipe in the size that this machine (or ``FTDOCS_PROFILE``) gets."""
+    from ftdocs.meant import check_recipe
     from ftdocs.recipe import USED_BY, Method, Recipe
 
+    check_recipe(path)
     Recipe.load(path, overrides)  # a wrong recipe is refused before torch is loaded
     from ftdocs import hardware
 
@@ -931,6 +1085,23 @@ def load_recipe(path: Path, overrides: list[str]) -> Any:
                     f"{recipe.method.name}; add --set method.name={owners[0]}, or leave it out"
                 )
     return recipe
+
+
+def check_data(recipe: Any, path: Path, overrides: list[str]) -> None:
+    """Refuse data that are not there, and say where their path is written.
+
+    Raises:
+        InputError: led by the recipe's file, the variable or --set.
+    """
+    if recipe.data.path is None or recipe.data.path.exists():
+        return
+    from ftdocs.data import prepare
+    from ftdocs.meant import origin_of
+
+    try:
+        prepare.source(recipe.data)
+    except InputError as error:
+        raise InputError(f"{origin_of('data.path', path, overrides)}data.path: {error}") from None
 
 
 def print_json(value: Any) -> None:

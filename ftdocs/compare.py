@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ftdocs.contestants import (
     open_run,
     pairs_of,
     part,
+    stages,
     untuned,
 )
 from ftdocs.data import prepare
@@ -47,7 +49,9 @@ KINDS = {  # metrics by kind of task
     "text": LESS_IS_BETTER,
     "label": ("accuracy", "f1", "loss"),
 }
-FEW_DOCUMENTS = 10  # with fewer, intervals over documents are rough
+# With fewer documents, or rows where nothing is known of these, intervals are rough. Drawn from nothing but noise, one
+# of ten intervals over two to four of them lies on the good side of 0, where one of forty should: no gate opens to it.
+FEW_DOCUMENTS = 10
 MAJORITY = "base of a classifier: its head is random, so the most frequent training label is always answered"
 
 
@@ -84,7 +88,8 @@ def compare(
         folders: of finished runs.
         baselines: of :data:`BASELINES`.
         gate: a metric by which the last run has to beat the first, or a single run every baseline: the 95 % interval
-            of the difference lies on its side of 0. The outcome's ``gate`` says whether it does.
+            of the difference lies on its side of 0, over :data:`FEW_DOCUMENTS` documents or rows at least. The
+            outcome's ``gate`` says whether it does.
         limit: of rows; 100 if left out, on a GPU 1000.
         max_new_tokens: of an answer; 128 if left out, on a GPU 512.
         progress: show a bar on standard error.
@@ -107,6 +112,7 @@ def compare(
     kind = kind_of(opened, baselines)
     gate = checked_gate(gate, kind, len(opened), baselines)
     rows, note = common_rows(opened, kind, limit or ROWS[hardware.profile()])
+    unknown = [line for run in opened for line in check_stages(run, opened[0].splits.test)]
     names = named([run.folder for run in opened])
     with ExitStack() as stack:
         for folder in dict.fromkeys(run.folder.resolve() for run in opened):
@@ -114,7 +120,7 @@ def compare(
         by_questions = partial(by_answers, max_new_tokens=max_new_tokens or NEW_TOKENS[hardware.profile()])
         work = {"questions": by_questions, "text": by_text, "label": by_label}[kind]
         found = work(opened, names, baselines, rows, progress)
-        found["notes"].insert(0, note)
+        found["notes"][:0] = [note, *unknown]
         outcome: dict[str, Any] = {
             "runs": names,
             "baselines": list(baselines),
@@ -240,18 +246,49 @@ def common_rows(opened: Sequence[Run], kind: str, limit: int) -> tuple[list[Row]
                 f"{run.folder}: holds out other test rows than {first.folder}; train both on the same data, with the "
                 "same data.seed, or the later one with data.test: 0 on rows without these"
             )
-    rows = list(first.splits.test)
+    rows, share = list(first.splits.test), first.recipe.data.test
     if kind == "questions" and first.splits.format == "text":
         rows = pairs_of(first, {row["group"] for row in rows})
         if not rows:
+            alone = "" if len(held_out) < 2 else "; without, --baselines base compares by held-out loss"
             raise InputError(
-                f"{first.folder}: nothing in its held-out documents asks a question; compare with --baselines base, by "
-                "held-out loss"
+                f"{first.folder}: nothing in its held-out documents asks a question; set data.format: messages in the "
+                f"recipe, or a data.test above {share:g}, and train again{alone}"
             )
     chosen = rows[:limit]
     if len(chosen) < 2:
-        raise InputError(f"{first.folder}: one test row alone says nothing; raise data.test, or add rows")
+        raise InputError(
+            f"{first.folder}: one test row alone says nothing; in the recipe set a data.test above {share:g}, or add "
+            "rows, and train again"
+        )
     return chosen, f"{len(chosen)} of {len(rows)} test rows" + " (--limit)" * (len(chosen) < len(rows))
+
+
+def check_stages(run: Run, test: Sequence[Row]) -> list[str]:
+    """Refuse a run that went on from weights which had read test rows: another split of one folder has others.
+
+    Returns: a line for each earlier stage of which nobody can tell, since its data has changed or is gone.
+
+    Raises:
+        InputError: names the row, and the document where rows belong to documents.
+    """
+    asked = {prompt_key(row) for row in test}
+    documents = {row["group"] for row in test if row.get("group") is not None}
+    unknown = []
+    for folder in stages(run):
+        try:
+            earlier = open_run(folder)
+        except InputError as error:
+            unknown.append(f"whether {folder} had read the test rows cannot be told: {error}")
+            continue
+        for row in chain(earlier.splits.train, earlier.splits.validation):
+            if prompt_key(row) in asked or row.get("group") in documents:
+                about = f", {row['group']}" if row.get("group") in documents else ""
+                raise InputError(
+                    f"{run.folder}: went on from {folder}, which read what is a test row here"
+                    f" (row {row['row']}{about}); train that stage without it"
+                )
+    return unknown
 
 
 def named(folders: Sequence[Path]) -> list[str]:
@@ -318,6 +355,11 @@ def by_answers(
         name: {metric: paired.mean_of(values) for metric, values in found.items()}
         for name, found in judged_rows.items()
     }
+    if cut := sum(not fits for fits in within):
+        notes.append(
+            f"{cut} of {len(rows)} wanted answers do not fit into {max_new_tokens} tokens: answers to these may be "
+            "cut, and a right one called a wrong fact; raise --max-new-tokens"
+        )
     for name, found in losses.items():
         statistics[name] |= loss_statistics(found)
     per_row = [
@@ -455,8 +497,10 @@ def figures(
         notes.append(
             "all rows are from one document: intervals are over its rows, and say nothing of other documents"
         )
-    elif clustered and count is not None and count < FEW_DOCUMENTS:
-        notes.append(f"rows are from {count} documents: intervals over so few are rough, and too narrow")
+    if few := few_drawn(count, len(documents)):
+        notes.append(
+            f"over {few}, no difference is decided: intervals are rough, and too narrow; {FEW_DOCUMENTS} are the least"
+        )
     once = np.ones((1, len(documents)), int)
     values = {
         name: {metric: number(found[metric](once)[0]) if metric in found else None for metric in metrics}
@@ -481,6 +525,12 @@ def figures(
     }
 
 
+def few_drawn(documents: int | None, rows: int) -> str:
+    """What a difference was drawn from, where that is too little to decide it, else ""."""
+    drawn, of = (documents, "document") if documents else (rows, "row")
+    return f"{drawn} {of}{'s' * (drawn > 1)}" if drawn < FEW_DOCUMENTS else ""
+
+
 def number(value: float) -> float | None:
     """A figure as JSON can write it: None for what is no number."""
     return float(value) if math.isfinite(value) else None
@@ -492,14 +542,16 @@ def judged(
     """Whether the last run beats the first, or a single run every baseline, by a metric."""
     against = [names[0]] if len(names) > 1 else list(baselines)
     better = -1 if metric in LESS_IS_BETTER else 1
-    failed = []
+    failed, few = [], few_drawn(found["documents"], len(found["per_row"]))
+    if few:
+        few = f"; over {few} that can be luck, a gate needs {FEW_DOCUMENTS} of them"
     for name in against:
         difference = found["differences"][name][metric]
         if difference is None:
             raise InputError(f"--gate {metric}: {name} has none here; gate by another metric")
-        if not min(better * difference.low, better * difference.high) > 0:
+        if few or not min(better * difference.low, better * difference.high) > 0:
             failed.append(
                 f"{name} ({metric} {difference.estimate:+.3f}, 95 % interval {difference.low:+.3f} to "
-                f"{difference.high:+.3f})"
+                f"{difference.high:+.3f}{few})"
             )
     return {"metric": metric, "against": against, "passed": not failed, "not_beaten": failed}

@@ -91,12 +91,22 @@ def open_run(folder: Path) -> Run:
     return Run(folder, recipe, runs.read_prints(folder), prepare.load_splits(recipe.data, recipe.train.seed))
 
 
+def stages(run: Run) -> list[Path]:
+    """The folders of the runs whose weights a run went on from, the latest first; mostly none."""
+    found: list[Path] = []
+    model = run.recipe.model
+    while (before := assets.model_path(model).parent / runs.RESULT).is_file():
+        found.append(before.parent)
+        model = runs.read_recipe(before.parent).model
+    return found
+
+
 def untuned(run: Run) -> Run:
     """A run with the model that its tuning began with: where it went on from another run's weights, that one's base."""
-    recipe, prints = run.recipe, run.prints
-    while (before := assets.model_path(recipe.model).parent) and (before / runs.RESULT).is_file():
-        prints = json.loads((before / runs.ENVIRONMENT).read_text())["fingerprint"]
-        recipe = recipe.model_copy(update={"model": runs.read_recipe(before).model})
+    if not (before := stages(run)):
+        return run
+    prints = json.loads((before[-1] / runs.ENVIRONMENT).read_text())["fingerprint"]
+    recipe = run.recipe.model_copy(update={"model": runs.read_recipe(before[-1]).model})
     return Run(run.folder, recipe, prints, run.splits)
 
 

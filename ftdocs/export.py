@@ -37,7 +37,7 @@ def write_gguf(folder: Path, output: Path, kind: str = "f16") -> None:
         kind: ``f16`` or ``q8_0``.
 
     Raises:
-        InputError: another architecture or tokenizer, scaled rotary embeddings, or the file exists.
+        InputError: another architecture or tokenizer, scaled rotary embeddings, biases, or the file exists.
     """
     if output.exists():
         raise InputError(f"{output}: exists; choose another name, or remove it")
@@ -85,9 +85,11 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     known = json.loads(tokenizer.backend_tokenizer.to_str())
     tokens = tokenizer.convert_ids_to_tokens(range(min(size, len(tokenizer))))
-    special = set(tokenizer.all_special_tokens)
     tokens += [f"[PAD{number}]" for number in range(len(tokens), size)]  # rows that no token uses
-    types = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
+    # llama.cpp finds in a prompt only what is marked so; the others it would cut into pieces, without a word.
+    types = [gguf.TokenType.NORMAL] * len(tokens)
+    for number, added in tokenizer.added_tokens_decoder.items():
+        types[number] = gguf.TokenType.CONTROL if added.special else gguf.TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(splitting(known, folder))
     writer.add_token_list(tokens)
@@ -130,6 +132,8 @@ def add_tensor(writer: gguf.GGUFWriter, name: str, weight: torch.Tensor, config:
         target = WHOLE[stem]
     else:
         layer, _, part = stem.removeprefix("model.layers.").partition(".")
+        if part not in NAMES:
+            raise InputError(f"{name}: is not written here; take llama.cpp's convert_hf_to_gguf.py")
         target = f"blk.{layer}.{NAMES[part]}"
         if part in ("self_attn.q_proj", "self_attn.k_proj"):
             heads = config.num_attention_heads if part.endswith("q_proj") else config.num_key_value_heads

@@ -15,6 +15,9 @@ from ftdocs import runs
 from ftdocs.data import prepare
 from ftdocs.data.chat import as_messages
 from ftdocs.data.clean import normalise
+from ftdocs.data.formats import check, is_blank
+from ftdocs.data.personal import mask, mask_row
+from ftdocs.data.read import is_documents
 from ftdocs.errors import InputError
 from ftdocs.scores import token_f1
 
@@ -107,6 +110,9 @@ def training_rows(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows to train on, and how many were left out, by reason.
 
+    All answers of a conversation are trained on, so an earlier one has to be judged too: it is replaced by its
+    correction, stays if it was called right, and else the conversation is left out.
+
     Args:
         found: the oldest first; of several corrections in one conversation the newest counts.
         held_out: normalised questions that a run is evaluated on (:func:`held_out_questions`).
@@ -117,18 +123,21 @@ def training_rows(
     """
     rows: dict[str, dict[str, Any]] = {}
     left_out: Counter[str] = Counter()
+    wanted = right_answers(found)
     for each in found:
-        question = next((turn["content"] for turn in reversed(each.messages) if turn["role"] == "user"), "")
-        key = json.dumps([[turn["role"], normalise(turn["content"])] for turn in each.messages])
-        reason = ""
+        key, said, reason = spoken(each.messages), corrected(each, wanted), ""
         if not each.correction.strip():
             reason = "no correction"
         elif normalise(each.correction) == normalise(each.answer):
             reason = "correction says the same"
-        elif normalise(question) in held_out:
+        elif not is_conversation(each.messages, each.correction):
+            reason = "not a conversation"
+        elif any(is_held_out(turn["content"], held_out) for turn in each.messages if turn["role"] == "user"):
             reason = "held-out question"
         elif preference and len(each.messages) > 1:
             reason = "several turns"  # a preference row has one prompt
+        elif None in said:
+            reason = "earlier answer that nobody judged"
         if reason:
             left_out[reason] += 1
             continue
@@ -136,19 +145,67 @@ def training_rows(
             left_out["corrected again later"] += 1
             del rows[key]
         if preference:
-            rows[key] = {"prompt": question, "chosen": each.correction, "rejected": each.answer}
+            prompt = each.messages[0]["content"]
+            rows[key] = {"prompt": prompt, "chosen": each.correction, "rejected": each.answer}
         else:
-            rows[key] = {"messages": [*each.messages, {"role": "assistant", "content": each.correction}]}
+            rows[key] = {"messages": [*said, {"role": "assistant", "content": each.correction}]}
     return list(rows.values()), dict(left_out)
 
 
+def spoken(messages: list[Message], answer: str | None = None) -> str:
+    """A conversation, up to an answer or with it, as a key."""
+    turns = [[turn["role"], normalise(turn["content"])] for turn in messages]
+    return json.dumps(turns if answer is None else [*turns, ["assistant", normalise(answer)]])
+
+
+def right_answers(found: list[Feedback]) -> dict[str, str]:
+    """What each judged answer should have been, by the conversation with it: itself if it was called right."""
+    wanted: dict[str, str] = {}
+    for each in found:
+        key = spoken(each.messages, each.answer)
+        if each.correction.strip():
+            wanted[key] = each.correction
+        elif each.rating > 0:
+            wanted[key] = each.answer
+        elif each.rating < 0 and wanted.get(key) == each.answer:
+            del wanted[key]  # a second thought
+    return wanted
+
+
+def corrected(each: Feedback, wanted: dict[str, str]) -> list[Message | None]:
+    """The turns before an answer, the right answers in place of the earlier ones; None where nobody judged one."""
+    turns: list[Message | None] = []
+    for number, turn in enumerate(each.messages):
+        if turn["role"] == "assistant":
+            right = wanted.get(spoken(each.messages[: number + 1]))
+            turns.append(None if right is None else {**turn, "content": right})
+        else:
+            turns.append(turn)
+    return turns
+
+
+def is_conversation(messages: list[Message], answer: str) -> bool:
+    """Whether a conversation with its answer is a row that can be trained on."""
+    row = {"row": 1, "messages": [*messages, {"role": "assistant", "content": answer}]}
+    try:
+        return messages[-1]["role"] == "user" and not is_blank(check(row, "messages", ""), "messages", "")
+    except InputError:
+        return False
+
+
+def is_held_out(text: str, held_out: set[str]) -> bool:
+    """Whether a question is one of the held-out ones, which may be masked where it is not."""
+    return normalise(text) in held_out or normalise(mask(text)) in held_out
+
+
 def held_out_questions(run: Path) -> set[str]:
-    """The questions of a run's validation and test rows, normalised: feedback on them is not trained on.
+    """The first and the last question of each of a run's validation and test rows, normalised: not to be trained on.
 
     Raises:
         InputError: no finished run, or its data has changed or is gone, so nobody can tell which they are.
     """
-    return {normalise(question(row)) for row in rows_of(run, "validation") + rows_of(run, "test")}
+    rows = rows_of(run, "validation") + rows_of(run, "test")
+    return {normalise(asked) for row in rows for asked in (questions(row)[0], questions(row)[-1])}
 
 
 def simulated(
@@ -182,9 +239,14 @@ def rows_of(run: Path, split: str) -> list[dict[str, Any]]:
 
 def question(row: dict[str, Any]) -> str:
     """What a row asks: the last thing that a user says in it; a text itself."""
+    return questions(row)[-1]
+
+
+def questions(row: dict[str, Any]) -> list[str]:
+    """All that a user says in a row; a text itself."""
     if "text" in row:
-        return str(row["text"])
-    return [turn["content"] for turn in as_messages(row) if turn["role"] == "user"][-1]
+        return [str(row["text"])]
+    return [turn["content"] for turn in as_messages(row) if turn["role"] == "user"]
 
 
 def export(
@@ -197,10 +259,13 @@ def export(
         output: a JSON Lines file that does not exist.
         store: the file of feedback; in the run's folder when left out.
         preference: pairs for preference tuning.
-        replay: the run's own training rows too, so that the next model forgets them less.
+        replay: the run's own training rows too, so that the next model forgets them less; not those whose question a
+            correction answers.
 
     Returns:
-        ``{"output", "rows", "replayed", "left_out": {reason: count}}``.
+        ``{"output", "rows", "replayed", "replaced", "group", "left_out": {reason: count}}``: ``replaced`` are the run's
+        rows that a correction stands for, ``group`` is the column that keeps the run's rows of one document in one
+        split, with ``replay``; a correction has its question's, else one of its own.
 
     Raises:
         InputError: nothing to write, or nowhere; as :func:`held_out_questions`.
@@ -233,13 +298,33 @@ def export(
         given, reply = AS_THE_RUN[format]
         rows = [{given: turns[0]["content"], reply: turns[1]["content"]} for turns in single]
     if not rows:
+        empty = f"it is empty; what people say in the web app of `ftdocs serve {run}` fills it"
         reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
-        raise InputError(f"{path}: no row can be trained on ({reasons or 'it is empty'})")
-    again = rows_of(run, "train") if replay else []
-    if again and format == "text":
+        raise InputError(f"{path}: no row can be trained on ({reasons or empty})")
+    if replay and format == "text":
         raise InputError(f"{run}: its training rows are texts and not conversations; leave out --replay")
-    again = [{key: value for key, value in row.items() if key not in ("row", "group")} for row in again]
+    rows, again, about = with_the_runs_own(run, rows) if replay else (rows, [], {})
     with files.explain_write_errors(output):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in [*rows, *again])
         files.write_atomic(output, "".join(lines))
-    return {"output": str(output), "rows": len(rows), "replayed": len(again), "left_out": left_out}
+    counts = {"output": str(output), "rows": len(rows), "replayed": len(again), "left_out": left_out}
+    return {**counts, "replaced": 0, "group": None, **about}
+
+
+def with_the_runs_own(
+    run: Path, rows: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """Corrections, the run's training rows beside them, and ``{"replaced", "group"}`` as :func:`export` has them."""
+    data, own = runs.read_recipe(run).data, rows_of(run, "train")
+    group = data.group or ("document" if is_documents(prepare.source(data)) else None)
+    asked = [normalise(questions(mask_row(row) if data.personal else row)[0]) for row in rows]
+    groups = {normalise(questions(row)[0]): row.get("group") for row in own}
+    kept = [row for row in own if normalise(questions(row)[0]) not in asked]
+    again = [{key: value for key, value in row.items() if key not in ("row", "group")} for row in kept]
+    if group:
+        rows = [
+            {group: groups.get(text, f"feedback {number}"), **row}
+            for number, (text, row) in enumerate(zip(asked, rows, strict=True), 1)
+        ]
+        again = [{group: row["group"], **fields} for row, fields in zip(kept, again, strict=True)]
+    return rows, again, {"replaced": len(own) - len(kept), "group": group}

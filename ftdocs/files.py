@@ -91,6 +91,8 @@ def explain_write_errors(where: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(f"{where}: no permission to write here; choose another folder") from error
+        if error.errno == errno.ENOENT and not where.parent.exists():  # as under /proc
+            raise InputError(f"{where}: no folder can be made here; choose another one") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise InputError(f"{where}: a file is in the way of this folder; choose another one") from error
         raise

@@ -27,6 +27,7 @@ from ftdocs.feedback import Feedback
 from ftdocs.protocol import Asked, Chunk, Refused, Said, Turn, explained, whole
 
 log = logging.getLogger("ftdocs.serve")
+PIECE = 20_000  # characters that are tokenised at once where there are far too many
 BODY_SECONDS = 10.0  # for a client to send a request's body
 LARGEST_BODY = 10_000_000  # bytes, wherever it is sent; the API's own limit is a setting
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -43,6 +44,7 @@ class Gateway:
         temperature: of answers for which none is asked; and of all, where the server samples all alike.
         shared: the server samples all requests as the first one asked, so others are refused.
         alive: whether the server still runs.
+        key: what the server wants to be sent.
     """
 
     def __init__(
@@ -54,15 +56,20 @@ class Gateway:
         temperature: float = 0.0,
         shared: bool = False,
         alive: Callable[[], bool] = lambda: True,
+        key: str = "",
     ):
         from transformers import AutoTokenizer
 
         self.served, self.limits, self.keys = served, limits, keys
         self.temperature, self.shared, self.alive = temperature, shared, alive
         self.tokenizer = AutoTokenizer.from_pretrained(served.folder)
+        self.longest = max(map(len, self.tokenizer.get_vocab()))  # characters of a token
         self.one_at_a_time = threading.Lock()  # a tokenizer may not be used by two threads at once
         connections = httpx2.Limits(max_connections=limits.slots + 4)
-        self.client = httpx2.AsyncClient(base_url=url, timeout=None, limits=connections, trust_env=False)
+        self.client = httpx2.AsyncClient(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=None, limits=connections,
+            trust_env=False,
+        )  # fmt: skip
         self.slots = asyncio.Semaphore(limits.slots)
         self.buckets: dict[int | str | None, Bucket] = {}
         self.running, self.waiting, self.ready, self.stopping = 0, 0, False, False
@@ -90,6 +97,13 @@ class Gateway:
         async for _ in self.upstream(asked):
             pass
         self.ready = True
+
+    async def well(self) -> bool:
+        """Whether the model's server says that it can answer; one that is too busy to say so may be."""
+        try:
+            return (await self.client.get("/health", timeout=30)).status_code == 200
+        except httpx2.TransportError:
+            return True
 
     def check_key(self, authorization: str | None) -> int | None:
         """Which key a request has.
@@ -170,23 +184,61 @@ class Gateway:
         turns = [turn.plain() for turn in said.messages]
         return Feedback(turns, said.answer, said.rating, said.correction, self.served.fingerprint)
 
+    def until(self) -> float:
+        """When a request that comes now has to be answered, by the clock of the event loop."""
+        return asyncio.get_running_loop().time() + self.limits.seconds
+
+    async def counted(self, asked: Asked, until: float) -> int:
+        """As :meth:`count`, in a thread.
+
+        Raises:
+            Refused: 400, or 504 where the requests before this one took too long.
+        """
+        try:
+            async with asyncio.timeout_at(until):
+                return await asyncio.to_thread(self.count, asked)
+        except TimeoutError:
+            raise self.late() from None
+
+    def late(self) -> Refused:
+        """What a request comes to that was not done in time."""
+        return Refused(504, "timeout", f"not done in {self.limits.seconds:g} s; ask for fewer tokens")
+
+    def far_too_long(self, text: str) -> bool:
+        """Whether a text has more tokens than a prompt may, told before all of it is tokenised.
+
+        That would take seconds for a megabyte, and others wait. Where a text is cut its tokens are other ones, so
+        only more than twice as many as may be are too many here.
+        """
+        most, found = self.limits.prompt_tokens, 0
+        if len(text) > most * self.longest:
+            return True
+        for start in range(0, len(text), PIECE):
+            piece = text[start : start + PIECE]
+            found += len(self.tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
+            if found > 2 * most:
+                return True
+        return False
+
     def count(self, asked: Asked) -> int:
         """Tokens of a conversation as the model sees it.
 
         Raises:
             Refused: 400; it is too long, or the chat template refuses it.
         """
-        try:
-            with self.one_at_a_time:
+        turns = [turn.plain() for turn in asked.messages]
+        text = "".join(turn["content"] for turn in turns)
+        with self.one_at_a_time:
+            if len(text) > PIECE and self.far_too_long(text):
+                message = f"messages: far too long; {self.limits.prompt_tokens} tokens are the most here"
+                raise Refused(400, "context_length_exceeded", message)
+            try:
                 ids = self.tokenizer.apply_chat_template(
-                    [turn.plain() for turn in asked.messages],
-                    add_generation_prompt=True,
-                    return_dict=True,
-                    verbose=False,
+                    turns, add_generation_prompt=True, return_dict=True, verbose=False
                 )["input_ids"]
-        except Exception:  # of Jinja or the template's own, whose message may repeat the text
-            message = "messages: the model's chat template refuses this order of roles"
-            raise Refused(400, "invalid_value", message) from None
+            except Exception:  # of Jinja or the template's own, whose message may repeat the text
+                message = "messages: the model's chat template refuses this order of roles"
+                raise Refused(400, "invalid_value", message) from None
         if len(ids) > self.limits.prompt_tokens:
             message = f"messages: {len(ids)} tokens, and {self.limits.prompt_tokens} are the most here; shorten them"
             raise Refused(400, "context_length_exceeded", message)
@@ -228,6 +280,8 @@ class Gateway:
             "messages": [turn.plain() for turn in asked.messages],
             "max_tokens": asked.max_completion_tokens or asked.max_tokens or self.limits.max_tokens,
             "stream": True,
+            # Without it vLLM says no counts; transformers does anyway.
+            "stream_options": {"include_usage": True},
             "temperature": temperature,
             **{
                 name: value
@@ -252,21 +306,21 @@ class Gateway:
         except httpx2.TransportError:
             raise Refused(502, "model_failed", "the model's server does not answer") from None
 
-    async def answer(self, asked: Asked, prompt_tokens: int) -> AsyncGenerator[Chunk, None]:
+    async def answer(self, asked: Asked, prompt_tokens: int, until: float) -> AsyncGenerator[Chunk, None]:
         """An answer's chunks as the model makes them, not as the client reads them.
 
         A task reads them from the model's server into memory, at most ``max_tokens`` of them, so a client that reads
         slowly holds no slot. When the reader goes away the task ends, and with it the generation.
 
         Raises:
-            Refused: 502, 503, or 504 after ``limits.seconds``.
+            Refused: 502, 503, or 504 where it is not done ``until`` then.
         """
         chunks: asyncio.Queue[Chunk | Refused | None] = asyncio.Queue()
 
         async def work() -> None:
             last: Refused | None = None
             try:
-                async with asyncio.timeout(self.limits.seconds), self.slot():
+                async with asyncio.timeout_at(until), self.slot():
                     async for chunk in self.upstream(asked):
                         if usage := chunk.get("usage"):
                             self.tokens.labels("completion").inc(usage["completion_tokens"])
@@ -275,7 +329,7 @@ class Gateway:
             except Refused as refused:
                 last = refused
             except TimeoutError:
-                last = Refused(504, "timeout", f"not done in {self.limits.seconds:g} s; ask for fewer tokens")
+                last = self.late()
             except Exception:
                 log.exception("while answering")
                 last = Refused(500, "internal_error", "a fault of this server; it is in its log")
@@ -355,9 +409,10 @@ async def chat(gateway: Gateway, request: Request) -> Response:
     began = time.perf_counter()
     gateway.check_rate(gateway.check_key(request.headers.get("authorization")))
     asked = gateway.parse(await read_body(request, gateway.limits.body_bytes))
-    prompt = await asyncio.to_thread(gateway.count, asked)
+    until = gateway.until()
+    prompt = await gateway.counted(asked, until)
     id = f"chatcmpl-{uuid.uuid4().hex}"
-    answer = gateway.answer(asked, prompt)
+    answer = gateway.answer(asked, prompt, until)
     chunks: list[Chunk] = []
 
     def done(status: int) -> None:
@@ -384,7 +439,8 @@ async def chat(gateway: Gateway, request: Request) -> Response:
             gateway.first.observe(time.perf_counter() - began)
         if there and asked.stream:
             handed_on = True
-            return StreamingResponse(events(answer, chunks, id, done), media_type="text/event-stream")
+            counts = bool((asked.stream_options or {}).get("include_usage"))
+            return StreamingResponse(events(answer, chunks, id, done, counts), media_type="text/event-stream")
         if not there or not await unless_gone(collect(answer, chunks)):
             done(499)
             return Response(status_code=499)
@@ -397,16 +453,24 @@ async def chat(gateway: Gateway, request: Request) -> Response:
 
 
 async def events(
-    answer: AsyncGenerator[Chunk, None], chunks: list[Chunk], id: str, done: Callable[[int], None]
+    answer: AsyncGenerator[Chunk, None],
+    chunks: list[Chunk],
+    id: str,
+    done: Callable[[int], None],
+    counts: bool,
 ) -> AsyncIterator[str]:
-    """An answer as server-sent events; of its chunks the last one is kept, which says how many tokens there were."""
+    """An answer as server-sent events; of its chunks the last one is kept, which says how many tokens there were.
+
+    A chunk with that alone, as vLLM sends it, is for clients that asked for ``counts``: others do not expect it.
+    """
     status = 499  # what the log says where the client goes away
     try:
         for chunk in chunks:
             yield f"data: {json.dumps({**chunk, 'id': id})}\n\n"
         async for chunk in answer:
             chunks[:] = [chunk]
-            yield f"data: {json.dumps({**chunk, 'id': id})}\n\n"
+            if counts or chunk.get("choices"):
+                yield f"data: {json.dumps({**chunk, 'id': id})}\n\n"
         status = 200
         yield "data: [DONE]\n\n"
     except Refused as error:
@@ -460,6 +524,17 @@ def build(gateway: Gateway) -> FastAPI:
     async def metrics(request: Request) -> Response:
         gateway.check_key(request.headers.get("authorization"))
         return Response(generate_latest(gateway.registry), media_type="text/plain; version=0.0.4")
+
+    @app.api_route("/v1/chat/completions", methods=["GET", "PUT", "PATCH", "DELETE"])
+    async def other_method() -> JSONResponse:
+        raise Refused(405, "method_not_allowed", "a request for an answer is sent as POST")
+
+    # A client whose address has no /v1 at its end: else the web app at / would answer it.
+    @app.api_route("/chat/completions", methods=["GET", "POST"])
+    @app.api_route("/completions", methods=["GET", "POST"])
+    @app.api_route("/models", methods=["GET", "POST"])
+    async def without_version() -> JSONResponse:
+        raise Refused(404, "not_found", "there is no such endpoint; the base URL of this server ends in /v1")
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     async def nothing(rest: str) -> JSONResponse:

@@ -85,6 +85,26 @@ def paired_interval(a: ArrayLike, b: ArrayLike, confidence: float = 0.95, seed: 
     return bootstrap_interval(first - second, confidence, seed)
 
 
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """The mean of a few independent values, such as one a seed, with Student's interval (1908).
+
+    A bootstrap of three values can draw nothing but them, and is far too sure. This one takes them as drawn from a
+    normal distribution, and with three of them it is wide: 2.5 standard deviations to each side.
+
+    Args:
+        values: (N,), two at least.
+        confidence: as in :func:`bootstrap_interval`.
+
+    Raises:
+        InputError: fewer than two values, or one that is no number.
+    """
+    found = _scores(values, "values")
+    if len(found) < 2:
+        raise InputError("values: one alone says nothing of how much they differ; give two at least")
+    reach = stats.t.ppf((1 + _confidence(confidence)) / 2, len(found) - 1) * stats.sem(found)
+    return Interval(float(found.mean()), float(found.mean() - reach), float(found.mean() + reach))
+
+
 def share_interval(count: int, rows: int, confidence: float = 0.95) -> Interval:
     """``count`` of ``rows`` as a share, with Wilson's interval (1927): also right near 0 and 1, and for few rows.
 

@@ -126,18 +126,18 @@ class Server(uvicorn.Server):
         self.watching = asyncio.create_task(self.watch())
 
     async def watch(self) -> None:
-        """Wait for the model's server, then for its end."""
+        """Wait for the model's server, then for its end, or for it to say that it cannot go on."""
         try:
             await asyncio.to_thread(self.backend.wait)
             await self.gateway.warm()
             self.announce()
-            while self.backend.process.poll() is None:
-                await asyncio.sleep(0.2)
+            while self.backend.process.poll() is None and await self.gateway.well():
+                await asyncio.sleep(1)
             if not self.should_exit:
-                code = self.backend.process.returncode
-                self.failed = RuntimeError(
-                    f"the model's server ended with code {code}; --backend-log FILE keeps its output"
-                )
+                # None: transformers' server outlives the thread that computes.
+                code = self.backend.process.poll()
+                how = "can answer no more" if code is None else f"ended with code {code}"
+                self.failed = RuntimeError(f"the model's server {how}; --backend-log FILE keeps its output")
         except (RuntimeError, Refused) as error:
             self.failed = error
         self.should_exit = True
@@ -255,8 +255,9 @@ def serve(
     try:
         shared = shares_sampling(backend.arguments)
         gateway = Gateway(
-            served, backend.url, limits, keys, temperature, shared, lambda: backend.process.poll() is None
-        )
+            served, backend.url, limits, keys, temperature, shared, lambda: backend.process.poll() is None,
+            backend.key,
+        )  # fmt: skip
         app = extend(build(gateway), gateway)
         config = uvicorn.Config(
             app, http=Patient, ws="none", log_config=None, access_log=False, server_header=False,

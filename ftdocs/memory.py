@@ -17,6 +17,7 @@ Dtype = Literal["bf16", "fp16", "fp32"]
 Sharding = Literal["none", "ddp", "fsdp", "zero2", "zero3"]
 Optimizer = Literal["adamw", "adamw-fused", "adamw-8bit", "paged-adamw", "paged-adamw-8bit"]
 Attention = Literal["sdpa", "flash", "eager"]
+TORCHS = ("adamw", "adamw-fused")  # optimisers of PyTorch; the others are of bitsandbytes
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 BLOCK, STATE_BLOCK = (
     64,
@@ -35,6 +36,7 @@ class Setting:
         method: full, lora, or qlora: nf4 with double quantisation below the adapters.
         dtype: of weights, gradients and full fine-tuning's optimiser state; adapters and theirs are float32.
         batch_size: sequences of a micro-batch on one GPU.
+        accumulation: micro-batches of a step: the gradients of those before lie beside the next one's activations.
         seq_len: tokens of a sequence.
         gpus: that train together.
         sharding: what they share: none and ddp nothing, zero2 gradients and state, fsdp and zero3 the weights too.
@@ -44,6 +46,8 @@ class Setting:
         fused_loss: the logits are made and dropped in pieces.
         attention: eager keeps a matrix of tokens × tokens for each head.
         cpu_offload: optimiser state, and what is sharded, lies in the CPU's memory between uses.
+        sync_each_batch: FSDP divides the gradients of each micro-batch, as the ``loop`` engine does; else, as under
+            Accelerate, they stay whole until the step's last one.
         rank: LoRA's.
         targets: names of the linear layers with adapters, or all-linear.
     """
@@ -51,6 +55,7 @@ class Setting:
     method: Method = "full"
     dtype: Dtype = "bf16"
     batch_size: int = 1
+    accumulation: int = 1
     seq_len: int = 512
     gpus: int = 1
     sharding: Sharding = "none"
@@ -60,6 +65,7 @@ class Setting:
     fused_loss: bool = False
     attention: Attention = "sdpa"
     cpu_offload: bool = False
+    sync_each_batch: bool = False
     rank: int = 8
     targets: str | list[str] = "all-linear"
 
@@ -67,7 +73,7 @@ class Setting:
         for name, kinds in CHOICES.items():
             if getattr(self, name) not in kinds:
                 raise InputError(f"{name}: {getattr(self, name)!r} is none of {', '.join(kinds)}")
-        for name in ("batch_size", "seq_len", "gpus", "rank"):
+        for name in ("batch_size", "accumulation", "seq_len", "gpus", "rank"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
         if self.gpus > 1 and self.sharding == "none":
@@ -86,6 +92,10 @@ class Setting:
             )
         if self.cpu_offload and self.sharding == "ddp":
             raise InputError("cpu_offload with ddp: each GPU keeps everything; choose fsdp, zero2 or zero3")
+        if self.gpus > 1 and self.sharding == "fsdp" and self.optimizer not in TORCHS:
+            raise InputError(
+                f"{self.optimizer} with fsdp: bitsandbytes cannot step what is sharded; choose adamw"
+            )
         if self.cpu_offload and self.optimizer.startswith("paged"):
             raise InputError("cpu_offload with a paged optimizer: both move its state; choose one of them")
 
@@ -187,12 +197,14 @@ def weight_bytes(shape: Shape, setting: Setting) -> int:
 
 
 def state_bytes(shape: Shape, setting: Setting) -> int:
-    """AdamW's two moments of all that is trained."""
+    """AdamW's two moments of all that is trained; under DeepSpeed also the float32 weights that it steps."""
     trained = trained_parameters(shape, setting)
     if setting.optimizer.startswith("paged"):
         return 0
     if setting.optimizer == "adamw-8bit":
         return round(EIGHT_BIT * trained)
+    if setting.full and setting.gpus > 1 and setting.sharding in ("zero2", "zero3"):
+        return 12 * trained if setting.weight == 2 else 8 * trained  # DeepSpeed's own float32 weights
     return 2 * (setting.weight if setting.full else 4) * trained
 
 
@@ -353,7 +365,12 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
     )
     copies = bf16_copies(shape, setting)
     gathered, reduced = gathered_bytes(shape, setting)
-    base = {"weights": weights, "optimiser": state, "gathered weights": gathered}
+    before = gradients_before(shape, setting)
+    divided = setting.shares > 1 and before < gradient_bytes(
+        shape, setting
+    )  # and the root's new one is whole
+    buckets = gradient_bytes(shape, setting) if setting.sharding == "ddp" and setting.gpus > 1 else 0
+    base = {"weights": weights, "optimiser": state, "gathered weights": gathered, "buckets": buckets}
 
     def arrived(blocks: int, root: bool = True) -> int:
         """Gradients of so many blocks, as one GPU keeps them; FSDP's root unit is whole until the end."""
@@ -372,15 +389,21 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
             {
                 **base,
                 "bf16 copies": copies if not setting.checkpointing else copies_of_head(shape, setting),
-                "gradients": head if setting.fused_loss else 0,
+                "gradients": before + (head if setting.fused_loss else 0),
                 "activations": layers * held + final - unused,
                 "logits": loss_bytes(shape, setting),
             },
         )
     ]
+    if (
+        setting.shares > 1 and setting.sharding == "fsdp"
+    ):  # what was received lies beside what it is copied into
+        root = setting.weight * shape.root
+        start = {**base, "gathered weights": gathered + root, "gradients": before}
+        found.insert(0, Moment("the start of the forward pass", start))
     if setting.checkpointing and copies:
-        at_end = {**found[0].parts, "bf16 copies": copies, "logits": loss_bytes(shape, setting) * 10 // 12}
-        found.insert(0, Moment("the end of the forward pass", at_end))
+        at_end = {**found[-1].parts, "bf16 copies": copies, "logits": loss_bytes(shape, setting) * 10 // 12}
+        found.insert(-1, Moment("the end of the forward pass", at_end))
     # RMSNorm's backward is six operations in float32; LayerNorm's is one.
     norming = (24 if shape.gated else 3) * tokens * shape.hidden
     found.append(
@@ -389,7 +412,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
             {
                 **base,
                 "bf16 copies": copies if not setting.checkpointing else 0,
-                "gradients": head,
+                "gradients": before + head,
                 "activations": layers * held + norming - unused,
             },
         )
@@ -399,6 +422,10 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
         below = (block - 1) * held if setting.checkpointing or block > 1 else 0
         own = kept + (entry if setting.checkpointing else 0)
         mlp = number * shape.linears[-1].parameters if setting.full else 0
+        # A head of its own has been added to what was there; that of a tied one waits for the embedding's.
+        here = (
+            before + head * (shape.tied or divided) if before else arrived(layers - block, root=False) + head
+        )
         found.append(
             Moment(
                 name,
@@ -407,7 +434,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
                     "bf16 copies": copies * block // layers
                     if not setting.checkpointing
                     else copies // layers,
-                    "gradients": (arrived(layers - block, root=False) + head + mlp + reduced),
+                    "gradients": here + mlp + reduced,
                     "activations": below + own + moving - unused,
                     "dequantised weights": dequantised(shape, setting),
                 },
@@ -415,10 +442,13 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
         )
     # A tied embedding has a gradient from both its uses, and their sum is a third tensor.
     lookup = 2 * number * shape.embedding if setting.full and shape.tied and shape.family != "bert" else 0
+    # Beside one of a micro-batch before, it is one tensor more until it has been added.
+    new = by_root if divided else number * shape.embedding if setting.full else 0
+    here = before + new if before else arrived(layers)
     found.append(
         Moment(
             "the embedding's backward",
-            {**base, "gradients": arrived(layers) + reduced + lookup, "activations": entry},
+            {**base, "gradients": here + reduced + lookup, "activations": entry},
         )
     )
     if not offload:
@@ -431,12 +461,27 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
                     "weights": weights,
                     "optimiser": state,
                     "gradients": whole // shares,
-                    "buckets": whole if setting.sharding == "ddp" and setting.gpus > 1 else 0,
+                    "buckets": buckets,
                     "the step's temporary": temporary // shares,
                 },
             )
         )
     return found
+
+
+def gradients_before(shape: Shape, setting: Setting) -> int:
+    """What the micro-batches before have left of gradients, as one GPU keeps them until the optimiser steps.
+
+    ZeRO divides them each time, and so does the ``loop`` engine. Accelerate has FSDP send them with the last
+    micro-batch alone (``no_sync``): until then each GPU keeps all of them, whole.
+    """
+    if setting.accumulation == 1:
+        return 0
+    whole = gradient_bytes(shape, setting)
+    divides = ("zero2", "zero3", *(["fsdp"] if setting.sync_each_batch else []))
+    if setting.sharding in divides and setting.gpus > 1:
+        return 0 if setting.cpu_offload else whole // setting.gpus
+    return whole
 
 
 def bf16_copies(shape: Shape, setting: Setting) -> int:
@@ -456,14 +501,11 @@ def gathered_bytes(shape: Shape, setting: Setting) -> tuple[int, int]:
     """Of a model in shards: weights that are whole for the moment, and gradients on their way.
 
     The embedding and the output layer are gathered whole for the whole step; of the blocks the one that works and the
-    one that comes next (Zhao et al., 2023, and PyTorch's ``fully_shard``). DDP keeps its gradients a second time, in
-    buckets; ZeRO-2 fills a bucket before it divides it.
+    one that comes next (Zhao et al., 2023, and PyTorch's ``fully_shard``). ZeRO-2 fills a bucket before it divides it.
     """
     trained = gradient_bytes(shape, setting)
-    if setting.gpus == 1:
+    if setting.gpus == 1 or setting.sharding == "ddp":
         return 0, 0
-    if setting.sharding == "ddp":
-        return 0, trained
     if setting.sharding == "zero2":
         return 0, min(BUCKET * (setting.weight if setting.full else 4), trained)
     whole = weight_bytes(shape, setting)
@@ -483,7 +525,7 @@ def dequantised(shape: Shape, setting: Setting) -> int:
 def need(shape: Shape, setting: Setting) -> Need:
     """What a training needs on one GPU: the largest of its :func:`moments`, and what it rests at."""
     found = moments(shape, setting)
-    kept = {"weights", "optimiser"}
+    kept = {"weights", "optimiser", "buckets"}
     resting = sum(size for part, size in found[-1].parts.items() if part in kept)
     return Need(max(found, key=lambda moment: moment.total), found, resting, assumptions(shape, setting))
 
@@ -492,7 +534,8 @@ def assumptions(shape: Shape, setting: Setting) -> list[str]:
     """What the figures stand on, in words."""
     facts: list[tuple[bool, str]] = [
         (True, "bytes that the allocator hands out at most; the framework and the allocator's gaps come on top"),
-        (True, f"micro-batches of {setting.batch_size} × {setting.seq_len} tokens, padding included"),
+        (True, f"micro-batches of {setting.batch_size} × {setting.seq_len} tokens, padding included"
+         + (f", {setting.accumulation} of them a step" if setting.accumulation > 1 else "")),
         (not setting.full, f"adapters of rank {setting.rank} on {setting.targets}, in float32, without dropout"),
         (setting.autocast and setting.full, "weights in float32; matrix products read bfloat16 copies (autocast)"),
         (setting.autocast and not setting.full, "adapters multiply in bfloat16 (autocast)"),
@@ -502,6 +545,26 @@ def assumptions(shape: Shape, setting: Setting) -> list[str]:
         (setting.optimizer.startswith("paged"), "the optimiser's pages lie in the CPU's memory"),
         (setting.shares > 1, "one unit a block, and one for embedding, output layer and norm, which stays whole"),
         (setting.sharding == "ddp" and setting.gpus > 1, "DDP's buckets hold the gradients a second time"),
+        (
+            setting.accumulation > 1
+            and setting.sharding == "fsdp"
+            and setting.gpus > 1
+            and not setting.sync_each_batch,
+            "gradients whole on each GPU until the last micro-batch of a step, as Accelerate has it; its"
+            " sync_each_batch divides them each time",
+        ),
+        (
+            setting.shares > 1 and setting.autocast and setting.full,
+            "float32 weights gathered as they are, as the loop engine does; Accelerate gathers bfloat16, which is less",
+        ),
+        (
+            setting.sharding in ("zero2", "zero3") and setting.gpus > 1 and setting.full and setting.weight == 2,
+            "DeepSpeed's float32 weights beside AdamW's moments: 12 bytes a parameter, divided",
+        ),
+        (
+            shape.family == "gemma2" and setting.attention == "sdpa",
+            "Transformers' Gemma 2 has no sdpa: this is what flash needs; eager needs more",
+        ),
         (setting.sharding == "zero2" and setting.gpus > 1, "a bucket of DeepSpeed's default size, 5e8 numbers"),
         (setting.cpu_offload, "the optimiser steps on the CPU"),
         (shape.family == "bert", "a classifier of two classes"),

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ftdocs import assets, files, models, runs
 from ftdocs.errors import InputError
+from ftdocs.methods.lora import is_tied
 
 FLOAT32_SHARE = 1e-4  # of the largest logit: what float32 sums in another order may differ by
 # What merged and unmerged are asked to read; any text would do, real text is where a difference would matter.
@@ -19,6 +22,10 @@ PROBES = (
     "Returns a new tensor with the same data as the input, of another shape.",
     "May I bring my dog? Only an assistance dog may come in.",
 )
+
+
+class RoundedAway(InputError):
+    """The numbers of a dtype are too coarse, or too small, for what was tuned; float32's are not."""
 
 
 @dataclass(frozen=True)
@@ -59,35 +66,35 @@ def merge_run(run: Path, output: Path, check: bool = False, dtype: str | None = 
         dtype: ``float32``, ``bfloat16`` or ``float16``; left out, the base's own.
 
     Raises:
-        InputError: the run has not finished, has nothing to merge, was tuned on another base; the output exists; or
-            the check found a difference.
+        InputError: the run has not finished, has nothing to merge, was tuned on another base, mends four bits (loftq)
+            or changes a weight that two layers share; the output exists or cannot be made; a number is too large for
+            ``dtype``; or the check found a difference.
     """
     runs.read_result(run)
     adapter = run / "adapter"
     if not adapter.is_dir():
         raise InputError(f"{run}: has no adapter to merge; {run / 'model'} is the whole model already")
-    kind = json.loads((adapter / "adapter_config.json").read_text())["peft_type"]
-    if kind in ("PROMPT_TUNING", "PREFIX_TUNING"):
-        raise InputError(
-            f"{run}: {kind.lower().replace('_', ' ')} learns what stands before the text and changes no weight, so"
-            f" there is nothing to merge; load {adapter} on the base model"
-        )
+    recipe = runs.read_recipe(run)
+    if reason := why_not(run):
+        base = "the 4-bit base, or train with qlora" if recipe.method.name == "loftq" else "the base model"
+        raise InputError(f"{run}: {reason}, so there is nothing to merge; load {adapter} on {base}")
     if output.exists():
         raise InputError(f"{output}: exists; choose another --output, or remove it")
-    recipe = runs.read_recipe(run)
+    with files.explain_write_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)  # told before the work, not after it
     stored = dtype or str(AutoConfig.from_pretrained(assets.model_path(recipe.model)).dtype or "float32")
     target = getattr(torch, stored.removeprefix("torch."))
 
     full = recipe.changed({"method.name": "lora", "train.precision": "fp32"})  # float32, and never in 4 bits
     model, tokenizer = models.load_adapted(full, adapter, models.saved_labels(run))
+    refuse_tied(run, model)
     unmerged = logits(model, tokenizer) if check else None
     with model.disable_adapter():
         untuned = logits(model, tokenizer) if check else None
     merged: Any = model.merge_and_unload()
     for name, part in list(merged.named_modules()):
-        if isinstance(
-            part, ModulesToSaveWrapper
-        ):  # a trained head: PEFT leaves it wrapped after some methods
+        # A trained head: PEFT leaves it wrapped after some methods.
+        if isinstance(part, ModulesToSaveWrapper):
             merged.set_submodule(name, part.modules_to_save["default"])
     found = Merged(run, output, str(target).removeprefix("torch."))
     if unmerged is not None and untuned is not None:
@@ -96,6 +103,11 @@ def merge_run(run: Path, output: Path, check: bool = False, dtype: str | None = 
         found = replace(found, float32_difference=difference, tuning_difference=rms(unmerged - untuned))
 
     merged.to(target)
+    for name, weight in merged.named_parameters():
+        if not weight.isfinite().all():
+            raise RoundedAway(
+                f"{run}: a number of {name} is too large for {found.dtype}; choose --dtype bfloat16 or float32"
+            )
     with files.explain_write_errors(output), files.new_folder(output) as aside:
         merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
@@ -105,12 +117,44 @@ def merge_run(run: Path, output: Path, check: bool = False, dtype: str | None = 
             found = replace(found, rounding_difference=rms(difference))
             if target == torch.float32:
                 refuse_difference(run, difference.abs().max().item(), unmerged)
-            elif rms(difference) >= (found.tuning_difference or 0.0):
-                raise InputError(
+            elif not rms(difference) < (found.tuning_difference or 0.0):  # so that NaN is refused too
+                raise RoundedAway(
                     f"{run}: rounded to {found.dtype}, the logits change by {rms(difference):.2g}, and the training"
                     f" changed them by {found.tuning_difference:.2g}; write float32 weights: --dtype float32"
                 )
     return found
+
+
+def why_not(run: Path) -> str:
+    """Why the adapter of a run cannot become part of its base model; "" where it can."""
+    settings = run / "adapter" / "adapter_config.json"
+    kind = json.loads(settings.read_text())["peft_type"] if settings.is_file() else ""
+    if kind in ("PROMPT_TUNING", "PREFIX_TUNING"):
+        return f"{kind.lower().replace('_', ' ')} learns what stands before the text and changes no weight"
+    if runs.read_recipe(run).method.name == "loftq":
+        return "loftq's adapter mends what four bits lost, and the base in full precision has lost nothing"
+    return ""
+
+
+def refuse_tied(run: Path, model: PeftModel) -> None:
+    """Refuse an adapter on one of two layers that share a weight: merged into the one, it would change the other too.
+
+    ``ftdocs train`` makes none; an earlier version did, as others do.
+
+    Raises:
+        InputError: names the layer.
+    """
+    for name, part in model.get_base_model().named_modules():
+        layer: Any = None
+        if isinstance(part, BaseTunerLayer):
+            layer = part.get_base_layer()
+        elif isinstance(part, ModulesToSaveWrapper):
+            layer = part.original_module
+        if layer is not None and is_tied(model, layer):
+            raise InputError(
+                f"{run}: its adapter changes {name}, which shares its weight with another layer, so that merging would"
+                f" change both; load {run / 'adapter'} on the base model instead"
+            )
 
 
 def refuse_difference(run: Path, difference: float, unmerged: torch.Tensor) -> None:

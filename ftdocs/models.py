@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -23,10 +24,12 @@ from ftdocs.errors import InputError
 from ftdocs.methods.lora import old_name_allowed
 from ftdocs.recipe import Recipe
 
+IN_FOUR_BITS = ("qlora", "loftq")
 # Whose frozen weights are only multiplied with. Of the others, norms trains weights that stand between products, and
 # pissa takes its first update out of the frozen weights, which 16 bits would round.
-IN_COMPUTED_DTYPE = ("lora", "qlora", "rslora", "dora", "adalora", "vera", "ia3", "prompt", "prefix")
-BASE = "base.json"  # in an adapter's folder: what it was trained on
+IN_COMPUTED_DTYPE = ("lora", *IN_FOUR_BITS, "rslora", "dora", "adalora", "vera", "ia3", "prompt", "prefix")
+# In an adapter's folder: its weights, and what they were trained on.
+ADAPTER, BASE = "adapter_model.safetensors", "base.json"
 
 
 def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -45,7 +48,7 @@ def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedMod
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(recipe.train.seed)  # a new classification head starts the same on every run
     options = {"dtype": weights_dtype(recipe), "use_safetensors": True, "attn_implementation": "sdpa"}
-    if recipe.method.name == "qlora":
+    if recipe.method.name in IN_FOUR_BITS:
         options |= in_four_bits(options["dtype"])
     try:
         if labels is None:
@@ -70,7 +73,7 @@ def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedMod
             raise
         task = "classify text" if labels else "generate text"
         raise InputError(f"model: {recipe.model} is of a kind that cannot {task}; choose another") from None
-    if recipe.method.name == "qlora":
+    if recipe.method.name in IN_FOUR_BITS:
         keep_gradients(model)
     else:
         model = model.to(hardware.device())
@@ -85,14 +88,15 @@ def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedMod
 def in_four_bits(dtype: torch.dtype) -> dict[str, Any]:
     """How ``from_pretrained`` loads a base for QLoRA (Dettmers et al., 2023): nf4, its scales quantised once more.
 
-    Products are made in ``dtype``. The embedding, norms and heads are not quantised.
+    Products are made in ``dtype``. The embedding, norms and new heads are not quantised; a pretrained pooler is.
 
     Raises:
         InputError: bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
-            'method.name: qlora needs bitsandbytes, which is not installed; python -m pip install "ftdocs[qlora]"'
+            "method.name: qlora and loftq need bitsandbytes, which is not installed;"
+            ' python -m pip install "ftdocs[qlora]"'
         )
     return {
         "quantization_config": BitsAndBytesConfig(
@@ -100,7 +104,7 @@ def in_four_bits(dtype: torch.dtype) -> dict[str, Any]:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["lm_head", "score", "classifier", "pooler"],
+            llm_int8_skip_modules=["lm_head", "score", "classifier", "pre_classifier", "head"],
         ),
         "device_map": {"": hardware.device()},
     }
@@ -156,12 +160,28 @@ def load_adapted(
     """The recipe's base model with an adapter on it, and the adapter's tokenizer.
 
     Raises:
-        InputError: the adapter was trained on another base model.
+        InputError: the adapter was trained on another base model, does not fit it, is damaged, or lacks weights.
     """
     check_base(adapter, recipe.model)
+    names = check_adapter(adapter)
     base, _ = load(recipe, labels)
-    with old_name_allowed():
-        tuned = PeftModel.from_pretrained(base, adapter)
+    try:
+        with old_name_allowed():
+            tuned = PeftModel.from_pretrained(base, adapter)
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise InputError(f"{adapter}: its weights do not fit {recipe.model}; train again") from None
+    missing = set(get_peft_model_state_dict(tuned, save_embedding_layers=False)) - names
+    if missing:  # PEFT would leave them as they start, and warn at most
+        raise InputError(
+            f"{adapter / ADAPTER}: lacks {len(missing)} weights of its adapter, such as {min(missing)}; train again"
+        )
+    config: Any = tuned.peft_config["default"]
+    if config.peft_type == "ADALORA":
+        # PEFT adds its penalty to every loss, and asks for a name that it sets where it trains.
+        config.orth_reg_weight = 0.0
+        tuned.base_model.trainable_adapter_name = "default"  # type: ignore[assignment]
     return tuned, AutoTokenizer.from_pretrained(adapter)
 
 
@@ -193,6 +213,28 @@ def check_base(adapter: Path, name: str) -> None:
             f"{adapter}: was trained on {trained_on['model']}{f' ({source})' if source else ''}, whose weights are not"
             f" those of {name} here; give it that base model (is FTDOCS_SOURCE another one?), or train again"
         )
+
+
+def check_adapter(adapter: Path) -> set[str]:
+    """The names of an adapter's weights, after a look whether its file is as the training wrote it.
+
+    Of one made elsewhere, or before ``base.json`` kept its SHA-256, only what is cut off is noticed.
+
+    Raises:
+        InputError: the file is damaged or gone.
+    """
+    kept = json.loads((adapter / BASE).read_text()) if (adapter / BASE).is_file() else {}
+    file = adapter / ADAPTER
+    try:
+        with safe_open(file, "pt") as opened:
+            names = set(opened.keys())
+        if kept.get("adapter", "") in ("", files.sha256(file)):
+            return names
+    except (OSError, SafetensorError):
+        pass
+    raise InputError(
+        f"{file}: is damaged or gone, or not what the training wrote; restore it, or train again"
+    )
 
 
 def saved_labels(folder: Path) -> list[str] | None:

@@ -6,6 +6,7 @@ import re
 import shlex
 import tempfile
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from ftdocs import files
 from ftdocs.data import prepare
 from ftdocs.data.annotation import training_rows
 from ftdocs.data.documents import FEWEST, visible_files
+from ftdocs.data.folder import GROUP, folder_rows
 from ftdocs.data.formats import ALSO_CALLED, recognise, unused_columns
 from ftdocs.data.read import DOCUMENTS, is_documents, reader
 from ftdocs.errors import InputError
 from ftdocs.recipe import Data, Recipe, Train
 
 TEMPLATE = """\
-# Written by `ftdocs new` after a look at {name}: {rows} rows{duplicates}, format {format}{labels}{unused}.
+# Written by `ftdocs new` after a look at {name}: {rows}{duplicates}, format {format}{labels}{unused}.
 {documents}# What will be trained on:  ftdocs data inspect {argument} --recipe {recipe}
 # Train:                    ftdocs train {recipe}
 model: {model:<22}  # {model_note}
@@ -29,7 +31,7 @@ data:
   path: {data}
   format: {format:<19}  # {format_note}
   validation: {share:<15}  # share of the rows held out to watch the training
-  test: {share:<21}  # share held out for the final figure; `ftdocs evaluate` uses it
+  test: {test:<21}  # share held out for the final figure; `ftdocs evaluate` uses it{test_note}
 method:
   name: {method}
 train:
@@ -37,13 +39,15 @@ train:
   batch_size: {batch_size:<15}  # sequences at once; halve it when memory runs out
   accumulation: {accumulation:<13}  # batches per optimiser step; double it when you halve batch_size
   seq_len: {seq_len:<18}  # tokens; {longer}
-  learning_rate: {learning_rate:<12}  # the first thing to try values of
+  learning_rate: null          # the method's own ({rate}); the first thing to try values of
   seed: 0
 profiles:                      # try it in seconds: FTDOCS_PROFILE=smoke ftdocs train {recipe} --output runs/smoke
   smoke: {{data: {{limit: 64}}, train: {{max_steps: 2, batch_size: 2, seq_len: 128}}}}
 """
 PLAIN = re.compile(r"(\.\./)*[^\W\d][\w./ -]*")  # needs no quotes in YAML, if it is not a word such as `true`
 SHOWN = 6  # names of classes or columns in one line
+SHARE = 0.1  # of the rows, held out once to watch the training and once for the final figure
+MORE = (0.2, 0.3, 0.4)  # for the final figure, where a tenth is too little to compare anything on
 STEPS = 40  # a small file is passed over again until there are about so many optimiser steps
 FORMAT_NOTES = {
     "messages": "chats: only the assistant's words and its end-of-turn token are trained",
@@ -76,8 +80,7 @@ def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str
         raise InputError(f"{target}: the recipe is written as YAML; let the name end in .yaml")
     if target.exists():
         raise InputError(f"{target}: exists; choose another name with --output, or remove it")
-    share = 0.1
-    splits = prepare.load_splits(Data(path=data_file, validation=share, test=share), seed=0)
+    splits, test, test_note = splits_and_share(data_file)
     unused = {} if documents else unused_columns(training_rows(data_file), splits.format)
     is_label = splits.format == "label"
     model, seq_len = model_and_length(splits.format)
@@ -87,7 +90,7 @@ def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str
     relative = Path(os.path.relpath(data_file.resolve(), target.resolve().parent)).as_posix()
     text = TEMPLATE.format(
         name=one_line(name),
-        rows=rows,
+        rows=counted(rows, "row"),
         documents=about_documents(splits) if documents else "",
         duplicates=f" ({dropped} repeated ones left out)" if dropped else "",
         format=splits.format,
@@ -99,7 +102,9 @@ def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str
         model=model,
         model_note="a small BERT" if is_label else "a small LLaMA",
         data=scalar(relative),
-        share=share,
+        share=SHARE,
+        test=test,
+        test_note=test_note,
         method="full                   # every weight; lora trains small adapters"
         if is_label
         else "lora\n  rank: 8\n  targets: all-linear",
@@ -107,7 +112,7 @@ def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str
         longer="longer texts are split, nothing is lost"
         if splits.format == "text"
         else "longer rows are cut",
-        learning_rate="5.0e-5" if is_label else "1.0e-3",
+        rate="full, labels: 5.0e-5" if is_label else "lora: 1.0e-3",
         **schedule(splits),
     )
     with tempfile.TemporaryDirectory() as folder:  # only a recipe that can be read is written
@@ -117,6 +122,41 @@ def write_recipe(data_file: Path, output: Path | None = None) -> tuple[Path, str
     with files.explain_write_errors(target):
         files.write_atomic(target, text)
     return target, about_unused(data_file, splits.format, unused) or about_skipped(data_file, splits)
+
+
+def splits_and_share(data_file: Path) -> tuple[prepare.Splits, float, str]:
+    """The splits of a first recipe, their share for the final figure, and a comment on it where it is not a tenth.
+
+    `ftdocs compare` needs two rows, of documents two that ask questions: it would be found out after the training.
+    """
+    first = prepare.load_splits(Data(path=data_file, validation=SHARE, test=SHARE), seed=0)
+    asked = questions_by_document(data_file, first)
+    if can_be_compared(first, asked):
+        return first, SHARE, ""
+    of = "documents with questions" if asked else "documents" if is_documents(data_file) else "rows"
+    for share in MORE:
+        try:
+            splits = prepare.load_splits(Data(path=data_file, validation=SHARE, test=share), seed=0)
+        except InputError:  # too little would be left to train on
+            break
+        if can_be_compared(splits, asked):
+            return splits, share, f"; with {SHARE} there are no two {of} to compare on"
+    return first, SHARE, f"; too few {of} for `ftdocs compare`"
+
+
+def questions_by_document(data_file: Path, splits: prepare.Splits) -> Counter[str]:
+    """How many questions each document asks, of a folder that is trained on as text: compare asks them all the same."""
+    if splits.format != "text" or sum(splits.report.get("pairs", {}).values()) < 2:
+        return Counter()
+    return Counter(row[GROUP] for row in folder_rows(data_file, "messages"))
+
+
+def can_be_compared(splits: prepare.Splits, asked: Counter[str]) -> bool:
+    """Whether there are two held-out rows, of two documents if they have some; and two questions if any are asked."""
+    if len(splits.test) < 2:
+        return False
+    groups = {row.get("group", row["row"]) for row in splits.test}
+    return len(groups) > 1 and (not asked or sum(asked[group] for group in groups) > 1)
 
 
 def check_folder(folder: Path) -> None:
@@ -138,16 +178,17 @@ def about_documents(splits: prepare.Splits) -> str:
     """Lines of comment on a folder of documents: what was read, what became of it, and what to look at."""
     report = splits.report
     skipped, copies = len(report["skipped"]), report["near_duplicate_documents"]
+    pairs = sum(report["pairs"].values())
     found = {
         name: ", ".join(f"{one_line(kind)} {count}" for kind, count in sorted(report[name].items()))
         for name in ("personal_data", "licences")
     }
     sentences = [
-        f"{sum(report['files'].values())} documents, about {report['pages']} pages",
+        f"{sum(report['files'].values())} documents, about {counted(report['pages'], 'page')}",
         f"{skipped} more could not be read, and `ftdocs data inspect` says why" * (skipped > 0),
         f"{copies} nearly the same as another one" * (copies > 0),
-        f"{sum(report['pairs'].values())} questions with answers, made from headings, parameters, terms and FAQs, and "
-        f"{report['chunks']} chunks of text",
+        f"{counted(pairs, 'question')} with answers, made from headings, parameters, terms and FAQs, and "
+        f"{counted(report['chunks'], 'chunk')} of text",
         "No document lies in two splits",
         f"Personal data: {found['personal_data']} (data.personal: mask hides it)"
         * bool(report["personal_data"]),
@@ -171,9 +212,9 @@ def other_format(splits: prepare.Splits) -> str:
     """What else a folder of documents could be trained on, for the comment beside its format."""
     report = splits.report
     if splits.format == "messages":
-        return f"; text: its {report['chunks']} chunks (continued pretraining)"
+        return f"; text: its {counted(report['chunks'], 'chunk')} (continued pretraining)"
     pairs = sum(report["pairs"].values())
-    return f"; messages: its {pairs} questions with answers" if pairs else ""
+    return f"; messages: its {counted(pairs, 'question')} with answers" if pairs else ""
 
 
 def model_and_length(format: str) -> tuple[str, int]:
@@ -223,6 +264,11 @@ def listed(names: Iterable[str]) -> str:
     """The first names of classes or columns, cut short where they are long, within one line."""
     shown = [one_line(name if len(name) <= 30 else f"{name[:29]}…") for name in names]
     return ", ".join(shown[:SHOWN] + ["…"] * (len(shown) > SHOWN))
+
+
+def counted(count: int, what: str) -> str:
+    """``1 chunk``, ``2 chunks``."""
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def one_line(text: str) -> str:

@@ -1,7 +1,9 @@
 """Plan a training before a GPU is rented: what it takes, what makes it fit, how long it lasts, what it costs."""
 
+import contextlib
 import difflib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +16,15 @@ from ftdocs.shapes import Shape
 CONTEXT = 600_000_000  # bytes that CUDA and its libraries take on a GPU before the first tensor
 GAPS = (1.0, 1.1)  # what the allocator holds, by what it has handed out: from no gaps to those often seen
 UTILISATION = 0.35  # of the peak, which a tuned script reaches on one GPU; state yours with --utilisation
+# A recipe's methods that are planned, and as what: those of one kind take the same memory.
+PLANNED_AS = {
+    "full": "full",
+    "ulmfit": "full",
+    "lora": "lora",
+    "rslora": "lora",
+    "qlora": "qlora",
+    "loftq": "qlora",
+}
 CHEAP = 0.0  # what costs less than a hundredth of the speed
 
 
@@ -34,21 +45,29 @@ class Step:
     slower: float
 
 
+def means(name: str, known: str) -> bool:
+    """Whether somebody who writes ``name`` means this GPU: its whole name, such as A10G-24GB, or the beginning."""
+    return name.lower() in (known.lower(), known.lower().split("-")[0])
+
+
 def gpu(name: str) -> dict[str, Any]:
     """A GPU of the catalogue, by its name, such as A10G-24GB, or the name's beginning.
 
     Raises:
-        InputError: no such GPU; the nearest are named.
+        InputError: no such GPU; the nearest are named. Or several, of different memory.
     """
     gpus = shapes.catalogue("gpus")
-    by_name = {known.lower(): known for known in gpus} | {
-        known.lower().split("-")[0]: known for known in gpus
-    }
-    if name.lower() not in by_name:
+    meant = [known for known in gpus if means(name, known)]
+    if len(meant) > 1:
+        raise InputError(f"--gpu {name}: is sold with different memory; say {' or '.join(meant)}")
+    if not meant:
+        by_name = {known.lower(): known for known in gpus} | {
+            known.lower().split("-")[0]: known for known in gpus
+        }
         near = difflib.get_close_matches(name.lower(), by_name, n=2, cutoff=0.4)
         known = " or ".join(dict.fromkeys(by_name[each] for each in near)) or ", ".join(gpus)
         raise InputError(f"--gpu {name}: not in the catalogue; did you mean {known}?")
-    return gpus[by_name[name.lower()]]
+    return gpus[meant[0]]
 
 
 def gpu_bytes(name: str) -> int:
@@ -73,58 +92,73 @@ def of_recipe(recipe: Recipe) -> tuple[Shape, Setting]:
         InputError: a model that the planner does not know, or a method that it has no form for.
     """
     method, asked = recipe.method, recipe.train
-    kinds = {
-        "full": "full",
-        "ulmfit": "full",
-        "lora": "lora",
-        "rslora": "lora",
-        "pissa": "lora",
-        "qlora": "qlora",
-    }
-    if method.name not in kinds:
-        raise InputError(
-            f"method.name: {method.name}: the planner knows full, lora and qlora; measure a step"
-        )
+    if method.name not in PLANNED_AS:
+        raise InputError(f"method.name: {method.name}: {not_planned(method.name)}")
     mixed = asked.precision in ("auto", "bf16-mixed")
     setting = Setting(
-        method=kinds[method.name],  # type: ignore[arg-type]
+        method=PLANNED_AS[method.name],  # type: ignore[arg-type]
         dtype="fp32" if asked.precision == "fp32" else "bf16",
         batch_size=asked.batch_size,
+        accumulation=asked.accumulation,
         seq_len=asked.seq_len,
         optimizer="adamw-fused",
         master_weights=mixed,
         fused_loss=True,
+        sync_each_batch=asked.engine == "loop",
         rank=method.rank,
         targets=method.targets,
     )
     return shapes.find(recipe.model), setting
 
 
+def not_planned(method: str) -> str:
+    """What to do about a method that :class:`~ftdocs.memory.Setting` does not know."""
+    if method in PLANNED_AS:
+        return f"is planned as {PLANNED_AS[method]}, which takes the same memory"
+    return (
+        "the planner knows full, lora and qlora; for another method measure a step on the machine that will train:"
+        " in Python, ftdocs.measure.measured_peak(lambda: train(Recipe.load(FILE, ['train.max_steps=1'])))"
+    )
+
+
 def fit(shape: Shape, setting: Setting, capacity: int) -> list[Step]:
-    """What to turn on until a training fits, in the order of least cost; the last step's setting is the plan.
+    """What to turn on so that a training fits: of all combinations the cheapest; the last step's setting is the plan.
+
+    Cheapest is first what keeps the method, then what is predicted to be fastest, then the fewest changes.
 
     Raises:
-        InputError: nothing does; says how much is missing at the end.
+        InputError: nothing does; says how much is missing with what needs least.
     """
-    chosen: list[Remedy] = []
-    for remedy in remedies(setting):
-        if fits(after(shape, setting, chosen)[-1].need, capacity):
-            break
-        chosen.append(remedy)
-    if not fits(after(shape, setting, chosen)[-1].need, capacity):
-        steps = after(shape, setting, chosen)
+    found = [(chosen, wanted, memory.need(shape, wanted)) for chosen, wanted in combinations(setting)]
+    fitting = [(chosen, wanted) for chosen, wanted, need in found if fits(need, capacity)]
+    if not fitting:
+        chosen, _, need = min(found, key=lambda each: each[2].peak.total)
         raise InputError(
-            f"even with {', '.join(step.change for step in steps[1:]) or 'nothing left to turn on'}, one GPU needs"
-            f" {at_least_and_most(steps[-1].need)[1] / 1e9:.1f} GB and has {capacity / 1e9:.1f};"
+            f"even with {', '.join(remedy.change for remedy in chosen) or 'nothing left to turn on'}, one GPU needs"
+            f" {at_least_and_most(need)[1] / 1e9:.1f} GB and has {capacity / 1e9:.1f};"
             " take more GPUs (--gpus), a larger one, or shorter sequences (--seq-len)"
         )
-    for remedy in sorted(
-        chosen[:-1], key=lambda each: -each.slower
-    ):  # a later one may have made it unnecessary
-        rest = [each for each in chosen if each is not remedy]
-        if fits(after(shape, setting, rest)[-1].need, capacity):
-            chosen = rest
+    methods = memory.CHOICES["method"]
+    chosen, _ = min(
+        fitting,
+        key=lambda each: (
+            methods.index(each[1].method),
+            round(math.prod(1 + remedy.slower for remedy in each[0]), 6),
+            len(each[0]),
+        ),
+    )
     return after(shape, setting, chosen)
+
+
+def combinations(setting: Setting) -> Iterator[tuple[list["Remedy"], Setting]]:
+    """Remedies that can be taken together, in their order, with the setting after them; first none at all."""
+    waiting: list[tuple[list[Remedy], Setting]] = [([], setting)]
+    for remedy in remedies(setting):
+        for chosen, now in list(waiting):
+            with contextlib.suppress(InputError):  # what Setting refuses is no plan
+                if (wanted := remedy.apply(now)) != now:
+                    waiting.append(([*chosen, remedy], wanted))
+    yield from waiting
 
 
 @dataclass(frozen=True)
@@ -162,36 +196,46 @@ def remedies(setting: Setting) -> list[Remedy]:
         return now if now.gpus == 1 or now.sharding == "fsdp" else replace(now, sharding="fsdp")
 
     def eight_bit(now: Setting) -> Setting:
-        return replace(now, optimizer="adamw-8bit") if now.full and "8bit" not in now.optimizer else now
+        return replace(now, optimizer="adamw-8bit") if now.full and now.optimizer in memory.TORCHS else now
 
     def fused(now: Setting) -> Setting:
         return replace(now, optimizer="adamw-fused") if now.optimizer == "adamw" else now
 
     def adapters(now: Setting) -> Setting:
-        return replace(now, method="lora", master_weights=False, optimizer="adamw-fused") if now.full else now
+        return replace(now, method="lora", optimizer="adamw-fused") if now.full else now
 
     def quantised(now: Setting) -> Setting:
-        return replace(
-            now, method="qlora", dtype="bf16" if now.dtype == "fp32" else now.dtype, master_weights=False
-        )
+        return replace(now, method="qlora", dtype="bf16" if now.dtype == "fp32" else now.dtype)
 
     def without_matrices(now: Setting) -> Setting:
         return replace(now, attention="sdpa") if now.attention == "eager" else now
 
     def micro_batch(size: int) -> Callable[[Setting], Setting]:
-        return lambda now: replace(now, batch_size=min(now.batch_size, size))
+        def smaller(now: Setting) -> Setting:
+            if size >= now.batch_size:
+                return now
+            # As many rows a step, or up to one micro-batch more.
+            return replace(now, batch_size=size, accumulation=-(-now.batch_size * now.accumulation // size))
 
+        return smaller
+
+    asked = setting.batch_size
+    parts = (("half the micro-batch", 2, 0.01), ("a quarter of the micro-batch", 4, 0.02))
+    smaller = [
+        Remedy(f"{words}, accumulated", micro_batch(asked // part), slower)
+        for words, part, slower in parts
+        if asked % part == 0 and asked > part
+    ]
+    smaller += (
+        [Remedy("micro-batches of one sequence, accumulated", micro_batch(1), 0.1)] if asked > 1 else []
+    )
     return [
         Remedy("attention without matrices of tokens × tokens", without_matrices, CHEAP),
         Remedy("the loss in pieces", lambda now: replace(now, fused_loss=True), CHEAP),
         Remedy("fused AdamW", fused, CHEAP),
-        Remedy("half the micro-batch, accumulated", micro_batch(max(1, setting.batch_size // 2)), 0.01),
-        Remedy(
-            "a quarter of the micro-batch, accumulated", micro_batch(max(1, setting.batch_size // 4)), 0.02
-        ),
+        *smaller,
         Remedy("AdamW with 8-bit state", eight_bit, 0.02),
         Remedy("FSDP", shared, 0.1),
-        Remedy("micro-batches of one sequence, accumulated", micro_batch(1), 0.1),
         Remedy("activation checkpointing", lambda now: replace(now, checkpointing=True), 1 / 3),
         Remedy("LoRA instead of all weights", adapters, CHEAP),
         Remedy("QLoRA", quantised, 0.3),
@@ -203,9 +247,11 @@ def flops(shape: Shape, setting: Setting) -> float:
 
     A frozen weight has no gradient of its own: 4. Checkpointing makes the forward pass again: 2 more.
     """
-    products = shape.layers * sum(each.inputs * each.outputs for each in shape.linears) + shape.embedding
+    products = shape.layers * sum(each.inputs * each.outputs for each in shape.linears)
+    products += 0 if shape.family == "bert" else shape.embedding
     passes = (6 if setting.full else 4) + (2 if setting.checkpointing else 0)
-    attention = 2 * shape.layers * shape.queries * setting.seq_len  # causal: half of 4 · T · width, forward
+    # Causal attention is half of 4 · T · width, forward.
+    attention = (4 if shape.family == "bert" else 2) * shape.layers * shape.queries * setting.seq_len
     return passes * products + (6 + (2 if setting.checkpointing else 0)) / 2 * attention
 
 
@@ -265,8 +311,8 @@ def report(
         ]
         found["plan"] = {
             key: getattr(setting, key) for key in
-            ("method", "dtype", "batch_size", "seq_len", "gpus", "sharding", "checkpointing", "optimizer",
-             "master_weights", "fused_loss", "attention", "cpu_offload")
+            ("method", "dtype", "batch_size", "accumulation", "seq_len", "gpus", "sharding", "checkpointing",
+             "optimizer", "master_weights", "fused_loss", "attention", "cpu_offload")
         }  # fmt: skip
     return found
 
@@ -285,13 +331,18 @@ def as_text(found: dict[str, Any]) -> str:
         f"a GPU needs {low / 1e9:.1f} to {high / 1e9:.1f} GB, with CUDA's own share and the allocator's gaps"
     )
     if found["fits"] is not None:
-        verdict = "fits" if found["fits"] else "does not fit"
+        verdict = "fits" if found["fits"] else "may just fit" if low <= found["gpu_bytes"] else "does not fit"
         lines.append(f"{verdict}: the GPU has {found['gpu_bytes'] / 1e9:.1f} GB")
+        if not found["fits"]:  # a plan of --fit does, or was refused
+            lines.append("next: add --fit, which turns on what makes it fit and says what that costs")
     for step in found.get("changes", []):
         slower = f"about {step['slower']:.0%} slower" if step["slower"] else "no slower"
         lines.append(f"  + {step['change']}: {step['peak_bytes'] / 1e9:.2f} GB, {slower} (predicted)")
     if "estimate" in found:
-        said = ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in found["estimate"].items())
+        said = ", ".join(
+            f"{key.replace('_', ' ')} {value if isinstance(value, str) else format(value, ',')}"
+            for key, value in found["estimate"].items()
+        )
         lines.append(f"estimate, not measured: {said}")
     lines += [f"- {text}" for text in found["assumptions"]]
     return "\n".join(lines)

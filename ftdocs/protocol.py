@@ -1,10 +1,11 @@
 """OpenAI's protocol, as far as it is spoken here: what a request may hold, what an answer and a refusal look like."""
 
 import time
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from ftdocs.feedback import LONGEST
 
@@ -93,6 +94,15 @@ class Said(BaseModel):
     answer: str
     rating: Literal[-1, 0, 1] = 0
     correction: str = Field("", max_length=LONGEST)
+
+    @model_validator(mode="after")
+    def ends_with_a_question(self) -> Self:
+        """What somebody says about an answer is said of the answer to a user."""
+        if self.messages[-1].role != "user":
+            raise PydanticCustomError(
+                "no_question", "The last of the messages must be the user's; the answer is a field of its own"
+            )
+        return self
 
 
 def explained(error: ValidationError) -> str:

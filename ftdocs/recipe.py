@@ -29,6 +29,7 @@ from ftdocs.errors import InputError
 Profile = Literal["smoke", "cpu", "gpu"]
 DATA = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # endings that a recipe never has
 PROFILES: tuple[Profile, ...] = ("smoke", "cpu", "gpu")
+SEEDS = 2**32  # NumPy takes none from here on
 
 
 class Section(BaseModel):
@@ -66,10 +67,12 @@ class Data(Section):
     seed: int | None = Field(
         None,
         ge=0,
+        lt=SEEDS,
         description="of the splits alone, to keep them while train.seed changes; left out: train.seed",
     )
     personal: Literal["mask"] | None = Field(
-        None, description="mask: [e-mail], [telephone] and the like in place of personal data and secrets"
+        None,
+        description="mask: [e-mail], [telephone] and the like in place of what has such a form; names have none",
     )
 
     @model_validator(mode="after")
@@ -86,7 +89,7 @@ class Data(Section):
         return self
 
 
-LORA_KINDS = ("lora", "qlora", "rslora", "dora", "pissa", "adalora")
+LORA_KINDS = ("lora", "qlora", "loftq", "rslora", "dora", "pissa", "adalora")
 # Which methods use a key of the section; in any other it would be read and forgotten.
 USED_BY: dict[str, tuple[str, ...]] = {
     "layers": ("layers",),
@@ -109,6 +112,7 @@ class Method(Section):
         "layers",
         "ulmfit",
         "qlora",
+        "loftq",
         "rslora",
         "dora",
         "pissa",
@@ -123,7 +127,8 @@ class Method(Section):
         "lora",
         description="full: every weight; lora: low-rank adapters; layers: the top of the model alone; features: of a "
         "classifier its head alone, fitted as a logistic regression; ulmfit: every weight, gently, in three stages; "
-        "qlora: lora on a base in 4 bits; rslora, dora, pissa, adalora: kinds of lora; vera, ia3: fewer weights still; "
+        "qlora: lora on a base in 4 bits; loftq: the same, and the adapter begins with what they lost; "
+        "rslora, dora, pissa, adalora: kinds of lora; vera, ia3: fewer weights still; "
         "prompt, prefix: vectors before the text; norms, bitfit: the norms' weights, the biases",
     )
     layers: int = Field(2, ge=0, description="layers: how many of the last blocks are trained, with the head")
@@ -224,7 +229,9 @@ class Train(Section):
         description="bf16: weights and arithmetic; bf16-mixed: trained weights fp32, frozen ones and arithmetic bf16; "
         "auto: bf16-mixed where the device is fast at it, else fp32",
     )
-    seed: int = Field(0, ge=0, description="of the initialisation, the order of the rows, and the splits")
+    seed: int = Field(
+        0, ge=0, lt=SEEDS, description="of the initialisation, the order of the rows, and the splits"
+    )
     log_every: int = Field(1, ge=1, description="steps between rows of metrics.jsonl")
     eval_every: int | None = Field(
         None, ge=1, description="steps between validations; left out: before and after"
@@ -305,7 +312,7 @@ class Search(Section):
     pruner: Literal["none", "median", "halving"] = Field(
         "none", description="stops a trial that does badly at one of its validations; needs train.eval_every"
     )
-    seed: int = Field(0, ge=0, description="of the sampler; train.seed is the same in all trials")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="of the sampler; train.seed is the same in all trials")
 
     @field_validator("space", mode="before")
     @classmethod

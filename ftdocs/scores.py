@@ -4,12 +4,14 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 
 from ftdocs.answer import Answer
 
 METRICS = ("exact_match", "f1", "rouge_l", "similarity")
+WORD = re.compile(r"[^\W_]+")
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 REFUSAL = re.compile(
     r"\b(?:I(?: a|')m sorry|I apologi[sz]e|I (?:can ?no|can'|do no|don')t (?:know|answer|help|provide|assist|have)|"
@@ -64,10 +66,15 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[str]) -> list[float]:
-    """ROUGE-L's F-measure (Lin, 2004): the longest common subsequence of words, by the package rouge-score."""
+    """ROUGE-L's F-measure (Lin, 2004): the longest common subsequence of words, by the package rouge-score.
+
+    Words are letters and digits of any script; the package's own are a to z and 0 to 9, so that "Größe" would be "gr"
+    and "e", as "Grüße" is, and Russian nothing.
+    """
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(["rougeL"])
+    words = SimpleNamespace(tokenize=lambda text: WORD.findall(text.lower()))
+    scorer = RougeScorer(["rougeL"], tokenizer=words)
     pairs = zip(answers, references, strict=True)
     return [scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs]
 

@@ -88,6 +88,25 @@ def trial(config: dict[str, Any], recipe: Recipe, folder: Path) -> None:
         tune.report({"state": "failed", "reason": str(error), "refused": str(error)})
 
 
+def start(gpus: int, tries: int = 3) -> None:
+    """Start Ray on this machine. It gives its own processes half a minute, which is too little on a busy one."""
+    for left in reversed(range(tries)):
+        try:
+            ray.init(
+                address="local",
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                object_store_memory=OBJECT_STORE,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:  # Ray has no class for it
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or not left:
+                raise
+
+
 def by_ray(plan: Plan) -> None:
     """Run the trials that are left, each on a core of its own, or on a GPU where there are some.
 
@@ -96,14 +115,7 @@ def by_ray(plan: Plan) -> None:
         InputError: what was wrong with a trial would be wrong with others.
     """
     gpus = torch.cuda.device_count()
-    ray.init(
-        address="local",
-        num_gpus=gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=OBJECT_STORE,
-        logging_level=logging.ERROR,
-    )
+    start(gpus)
     asked = Asked(plan)
     try:
         with tempfile.TemporaryDirectory() as scratch:  # Ray's own notes: ours are in the study

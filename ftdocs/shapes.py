@@ -124,7 +124,8 @@ def shape(config: dict[str, Any], where: str = "config") -> Shape:
         InputError: an architecture that is not described here, or a key that is missing.
     """
     family = config.get("model_type", "")
-    if "text_config" in config and family not in KNOWN:  # a model of images and text: its language part
+    if isinstance(config.get("text_config"), dict) and family not in KNOWN:
+        # a model of images and text: its language part
         return shape(config["text_config"], where)
     if family not in KNOWN:
         raise InputError(
@@ -137,6 +138,8 @@ def shape(config: dict[str, Any], where: str = "config") -> Shape:
         value = next((config[name] for name in names if config.get(name) is not None), default)
         if value is None:
             raise InputError(f"{where}: key {names[0]} is missing; give a whole config.json")
+        if type(value) is not int or value < 1:
+            raise InputError(f"{where}: {names[0]} is {value!r}; give a whole number above 0")
         return value
 
     layers, hidden = get("num_hidden_layers", "n_layer"), get("hidden_size", "n_embd")
@@ -172,7 +175,8 @@ def shape(config: dict[str, Any], where: str = "config") -> Shape:
             )
         norm_count = 4 if family in ("gemma2", "gemma3_text") else 2
         norms = norm_count * hidden + (2 * head if family in ("qwen3", "gemma3_text") else 0)
-        tied = bool(get("tie_word_embeddings", default=family.startswith("gemma")))
+        tied = config.get("tie_word_embeddings")
+        tied = family.startswith("gemma") if tied is None else bool(tied)
         root = vocabulary * hidden * (1 if tied else 2) + hidden
     elif family == "phi":
         attention = tuple(

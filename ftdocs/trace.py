@@ -36,6 +36,7 @@ def traced_step(
     attention: str = "sdpa",
     classes: int | None = None,
     change: Callable[[Any], Any] = lambda model: model,
+    accumulation: int = 1,
 ) -> dict[str, int]:
     """Bytes that the second step of a training takes: at its peak, and when it is over and gradients are freed.
 
@@ -54,6 +55,7 @@ def traced_step(
         attention: "sdpa" or "eager".
         classes: of a classifier.
         change: what is done to the model before, such as adding adapters.
+        accumulation: micro-batches of the step, one after the other.
 
     Returns:
         ``{"peak": …, "resting": …}``
@@ -85,12 +87,13 @@ def traced_step(
         for _ in range(2):  # in the first one AdamW has no averages yet
             live.peak = live.bytes
             with live:
-                with mixed:
-                    loss = model(input_ids=ids, labels=labels).loss
-                loss.backward()
+                for _ in range(accumulation):
+                    with mixed:
+                        loss = model(input_ids=ids, labels=labels).loss
+                    loss.backward()
+                    del loss
                 adamw.step()
                 adamw.zero_grad()
-                del loss
         return {"peak": live.peak, "resting": live.bytes}
 
 

@@ -195,6 +195,11 @@ def check_patience(method: Method, held_out: int) -> None:
         raise InputError(
             "train.patience: method.name features has no steps to stop after; leave patience out"
         )
+    if method.name == "adalora":
+        raise InputError(
+            "train.patience: adalora chooses its ranks up to its end, so the weights of an earlier step do not fit"
+            " them; leave patience out, or use lora"
+        )
     if method.name == "ulmfit" and method.unfreeze:
         raise InputError(
             "train.patience: ulmfit sets the last weights free near its end, so it cannot end early; leave patience"
@@ -280,7 +285,9 @@ def finish(work: Job, done: int, weights: dict[str, torch.Tensor] | None) -> run
     folder, counts = work.folder, work.progress
     save(work.model, weights, work.tokenizer, work.recipe, folder)
     result = runs.Result(folder, done, counts.tokens, counts.seconds, counts.final_loss())
-    files.write_atomic(folder / runs.CARD, card.model_card(folder, result))
+    text = card.model_card(folder, result)
+    for place in (folder, runs.weights(folder)):  # the weights are what is handed on
+        files.write_atomic(place / runs.CARD, text)
     runs.finish(folder, result)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
@@ -312,6 +319,8 @@ def save(
                 state_dict=weights,
                 save_embedding_layers=False,  # left to itself, PEFT asks the hub about them
             )
+            (aside / runs.CARD).unlink()  # PEFT's empty form; the run's own card comes in its place
+            facts["adapter"] = files.sha256(aside / models.ADAPTER)
             files.write_atomic(aside / models.BASE, json.dumps(facts, indent=1) + "\n")
         else:
             model.save_pretrained(aside, state_dict=weights)

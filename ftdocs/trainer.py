@@ -178,7 +178,7 @@ class CountingTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Trainer's own, unless the method has rates by layer, or vectors that Trainer would let decay."""
-        own = self.work.recipe.method.name in ("full", "layers", "lora", "qlora", "rslora")
+        own = self.work.recipe.method.name in ("full", "layers", "lora", "qlora", "loftq", "rslora")
         if not own and self.optimizer is None:
             groups = job.parameter_groups(self.work)
             self.optimizer = torch.optim.AdamW(groups, lr=self.work.learning_rate, fused=True)

@@ -4,18 +4,30 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any library reads them: commands run in this process are as quiet as on the command line.
 from ftdocs.cli import quiet_libraries
 
 quiet_libraries()
+from ftdocs import fingerprint  # noqa: E402
+
+# A second of every training, and hundreds train: the package's sources do not change meanwhile, and these two
+# functions know nothing but the source that they are given.
+fingerprint.meaning = cache(fingerprint.meaning)
+fingerprint.imports = cache(lambda source, module="", found=fingerprint.imports: tuple(found(source, module)))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import hub_server  # noqa: E402
 import make_repositories  # noqa: E402
+
+# The same examples each time: a change fails by what it changed. Others: --hypothesis-profile default.
+settings.register_profile("repeatable", derandomize=True, print_blob=True)
+settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,13 +15,12 @@ QUESTION = [{"role": "user", "content": "What follows the river?"}]
 
 
 def tiny_llama(folder: Path, context: int = 4096) -> Path:
-    """A LLaMA of random weights with SmolLM2's tokenizer and chat template: it never stops by itself."""
+    """A LLaMA of random weights with SmolLM2's chat template: it never stops by itself."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from small_tokenizer import small_tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ftdocs import assets
-
-    tokenizer = AutoTokenizer.from_pretrained(assets.model_path("smollm2-135m-instruct"))
+    tokenizer = small_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,

@@ -40,9 +40,16 @@ def random_settings(count: int) -> list[tuple[str, memory.Setting]]:
             **{name: draw.choice(kinds) for name, kinds in memory.CHOICES.items()},
             **{
                 name: draw.random() < 0.4
-                for name in ("checkpointing", "master_weights", "fused_loss", "cpu_offload")
+                for name in (
+                    "checkpointing",
+                    "master_weights",
+                    "fused_loss",
+                    "cpu_offload",
+                    "sync_each_batch",
+                )
             },
             "batch_size": draw.choice([1, 2, 3, 7, 16]),
+            "accumulation": draw.choice([1, 1, 4]),
             "seq_len": draw.choice([1, 100, 512, 2048, 8192]),
             "rank": draw.choice([1, 8, 64]),
             "gpus": gpus,

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ftdocs import assets
+from ftdocs import assets, runs
 from ftdocs.cli import main, print_evaluation
+from ftdocs.data.prepare import load_splits
 from ftdocs.intervals import metric_intervals
+from ftdocs.job import learning_rate
+from ftdocs.new import counted
 from ftdocs.recipe import Recipe
 
 WITHOUT = """
@@ -119,6 +122,40 @@ def test_new_keeps_class_names_in_the_comment_and_shortens_the_list(monkeypatch,
     assert len(first) < 350
 
 
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (40, "0.1                    # share held out for the final figure; `ftdocs evaluate` uses it"),
+        (10, "uses it; with 0.1 there are no two rows to compare on"),
+        (3, "uses it; too few rows for `ftdocs compare`"),
+    ],
+)
+def test_new_holds_out_enough_to_compare_on(rows, line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    faq = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(rows)]
+    Path("faq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in faq))
+    assert main(["new", "faq.jsonl"]) == 0
+    written = Path("faq.yaml").read_text().splitlines()
+    assert next(each for each in written if each.startswith("  test: ")).endswith(line)
+    held_out = load_splits(Recipe.load("faq.yaml", environment=False).data).test
+    assert len(held_out) == {40: 4, 10: 2, 3: 1}[rows]
+
+
+@pytest.mark.parametrize(("label", "kind"), [("mood", "text"), ("label", "label")])
+def test_new_leaves_the_rate_to_the_method_and_its_comment_says_which_that_is(
+    label, kind, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    labelled_by(label)
+    assert main(["new", "reviews.csv"]) == 0
+    recipe = Recipe.load("reviews.yaml")
+    assert recipe.train.learning_rate is None  # so that --set method.name=ia3 trains with the rate of ia3
+    line = next(line for line in Path("reviews.yaml").read_text().splitlines() if "learning_rate" in line)
+    said = line.partition("method's own (")[2].partition(")")[0]
+    assert said.startswith(recipe.method.name)
+    assert float(said.rpartition(": ")[2]) == learning_rate(recipe, kind)
+
+
 def test_new_writes_no_recipe_that_cannot_be_read(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("faq.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
@@ -190,6 +227,82 @@ def test_a_file_given_to_the_wrong_command_names_the_right_one(monkeypatch, caps
     assert "wanted, not a file; did you mean runs/reviews?" in refused(capsys, "evaluate", "reviews.yaml")
 
 
+def test_what_is_no_run_gets_the_nearest_one_and_no_option_that_the_command_lacks(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    for run in ("runs/my-docs", "runs/faq", "elsewhere/trial"):
+        Path(run, "model").mkdir(parents=True)
+        Path(run, runs.ENVIRONMENT).write_text("{}")
+    Path("my-docs").mkdir()
+    Path("my-docs/a.md").write_text("text")
+    for command in (["evaluate"], ["chat"], ["serve"], ["merge", "--output", "o"], ["compare"],
+                    ["feedback", "--output", "o.jsonl"]):  # fmt: skip
+        line = refused(capsys, *command, "my-docs")
+        assert line == "ftdocs: my-docs: is not a run; did you mean runs/my-docs?\n", command
+    assert "runs/my-doc: no such run; did you mean runs/my-docs?" in refused(capsys, "serve", "runs/my-doc")
+    assert "did you mean elsewhere/trial?" in refused(capsys, "evaluate", "elsewhere")
+    assert "did you mean elsewhere/trial?" in refused(capsys, "evaluate", "elsewhere/tril")
+    assert "did you mean runs/faq?" in refused(capsys, "evaluate", "runs/faq/model")
+    assert "no such run; `ftdocs train RECIPE.yaml` makes one" in refused(capsys, "evaluate", "other")
+    line = refused(capsys, "chat", "smollm2-135m-instuct")
+    assert "no such run or model; did you mean smollm2-135m-instruct?" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("new faq --outptu x", "--outptu: no such option; did you mean --output?; see ftdocs new --help"),
+        ("new faq --outptu=x", "--outptu=x: no such option; did you mean --output?; see ftdocs new --help"),
+        (
+            "data inspect faq --sample 3",
+            "--sample: no such option; did you mean --samples?; see ftdocs data inspect --help",
+        ),
+        (
+            "plan faq.yaml --set a=b",
+            "--set: no such option; write the value into the recipe, or into a copy of it; see ftdocs plan --help",
+        ),
+        ("doctor --qqqqqq", "--qqqqqq: no such option; see ftdocs doctor --help"),
+        ("--versoin doctor", "--versoin: no such option; did you mean --version?; see ftdocs --help"),
+        (
+            "merge runs/qa other --output x",
+            "other: one argument too many; put a name with blanks into quotes; see",
+        ),
+        ("chat runs/qa Hello?", "Hello?: chat takes no question here; type it when chat asks, or send it to"),
+    ],
+)
+def test_an_unknown_option_gets_the_nearest_of_its_command_and_that_ones_help(arguments, says, capsys):
+    assert refused(capsys, *arguments.split()).startswith(f"ftdocs: {says}")
+
+
+def test_what_is_no_recipe_gets_the_nearest_one(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("my-docs", "other", "single", "several"):
+        Path(folder).mkdir()
+    for recipe in ("my-docs.yaml", "single/a.yaml", "several/a.yaml", "several/b.yml"):
+        Path(recipe).write_text("model: x\n")
+    for command in ("train", "plan"):
+        line = refused(capsys, command, "my-docs")
+        assert line == "ftdocs: my-docs: is a folder, not a recipe; did you mean my-docs.yaml?\n"
+    assert "no such recipe; did you mean my-docs.yaml?" in refused(capsys, "train", "mydocs.yml")
+    assert "did you mean single/a.yaml?" in refused(capsys, "train", "single")
+    assert "give one of the files inside it" in refused(capsys, "train", "several")
+    assert "`ftdocs new other` writes one for the data in it" in refused(capsys, "train", "other")
+
+
+def test_a_wrong_data_path_says_where_it_is_written(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path("faq.jsonl").write_text('{"text": "a"}\n')
+    Path("job.yaml").write_text("model: minilm\ndata: {path: faqs.jsonl}\n")
+    wrong = f"data.path: {tmp_path.resolve()}/faqs.jsonl: no such file or folder; did you mean "
+    for command in (["train"], ["search", "--trials", "2"]):
+        assert refused(capsys, *command, "job.yaml").startswith(f"ftdocs: job.yaml: {wrong}")
+    line = refused(capsys, "train", "job.yaml", "--set", "data.path=faqs.jsonl")
+    assert line.startswith(f"ftdocs: --set {wrong}")
+    monkeypatch.setenv("FTDOCS_DATA__PATH", "faqs.jsonl")
+    assert refused(capsys, "train", "job.yaml").startswith(f"ftdocs: FTDOCS_DATA__PATH: {wrong}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -199,6 +312,7 @@ def test_a_file_given_to_the_wrong_command_names_the_right_one(monkeypatch, caps
         ("data inspect bad.csv", 2),
         ("train faq.csv", 2),
         ("evaluate faq.csv", 2),
+        ("serve nowhere", 2),
     ],
 )
 def test_what_needs_no_model_imports_no_torch(arguments, code, run_python, tmp_path):
@@ -222,6 +336,12 @@ def test_an_interval_without_width_is_not_shown_as_one(capsys):
     assert "0.5000  (95 % interval: 0.0945 to 0.9055)" in lines["accuracy"]
     for name in ("precision", "recall", "f1"):
         assert lines[name].endswith("  (95 % interval: none, these rows cannot tell)")
+
+
+def test_one_row_is_one_row(capsys):
+    print_evaluation({"run": "x", "rows": 1, "split": "test", "metrics": {}})
+    assert capsys.readouterr().out == "x: 1 test row\n"
+    assert [counted(count, "chunk") for count in (0, 1, 2)] == ["0 chunks", "1 chunk", "2 chunks"]
 
 
 def test_training_without_pytorch_is_one_line(run_python, tmp_path):

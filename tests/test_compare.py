@@ -1,6 +1,7 @@
 """Runs beside each other and beside baselines: on the same rows, paired, kept when stopped; a gate that can shut."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ftdocs import answer, contestants, hardware, paired, runs, scores
 from ftdocs.answer import Answer
 from ftdocs.cli import main
+from ftdocs.compare import judged
 from ftdocs.contestants import open_run, searched, shots
 from ftdocs.errors import InputError
-from ftdocs.intervals import bootstrap_interval
+from ftdocs.intervals import Interval, bootstrap_interval
 
 WANTED = "The amber falcon guards the copper lantern."
 
@@ -27,14 +29,14 @@ def place(tmp_path_factory, tiny_llama) -> Path:  # noqa: F811
     """A folder with two runs on the same rows: one that has learnt their answer, and one of a single timid step."""
     folder = tmp_path_factory.mktemp("compared")
     faq = [
-        {"prompt": f"What does {WORDS[n % 12]} {n} mean?", "completion": WANTED, "topic": f"t{n % 8}"}
+        {"prompt": f"What does {WORDS[n % 12]} {n} mean?", "completion": WANTED, "topic": f"t{n % 44}"}
         for n in range(48)
     ]
     recipe = recipe_file(folder, write(folder / "faq.jsonl", faq), tiny_llama)
     changes = json.loads(recipe.read_text())
     changes["data"] |= {"test": 0.3, "group": "topic"}
     changes["method"] = {"name": "full"}
-    changes["train"] |= {"max_steps": 60, "batch_size": 8, "learning_rate": 1e-2}
+    changes["train"] |= {"max_steps": 60, "batch_size": 8, "seq_len": 128, "learning_rate": 1e-2}
     recipe.write_text(json.dumps(changes))
     assert run("train", recipe, "--output", folder / "learnt") == 0
     timid = ["--set", "train.max_steps=1", "--set", "train.learning_rate=1e-9"]
@@ -115,6 +117,21 @@ def test_rouge_counts_order_and_similarity_meaning():
     assert found["similarity"][0] == pytest.approx(1, abs=0.01) and found["similarity"][2] == 0
     near, far = scores.similarity(["Rinse it with water."] * 2, ["Wash it.", "Shares fell in London."])
     assert near > far + 0.2
+
+
+def test_rouge_reads_every_script_and_english_as_the_package_does():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    assert scores.rouge_l(["Привет большой мир", "水泵", "Größe"], ["Привет мир", "水泵", "Grüße"]) == [
+        4 / 5,
+        1,
+        0,
+    ]
+    pairs = [("Set `max_iter=5`, don't!", "max iter is 5; do NOT set it"), ("A 3.5 mm hose", "hose of 3.5mm")]
+    package = RougeScorer(["rougeL"])
+    assert scores.rouge_l(*zip(*pairs, strict=True)) == [
+        package.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs
+    ]
 
 
 QUESTION, REFERENCE = "How is the pump cleaned?", "Take off the lid and rinse it with warm water."
@@ -238,6 +255,30 @@ def test_a_run_is_held_beside_what_needs_no_training(place, capsys):
     assert kept["metrics"] == found["metrics"] and kept["device"]
 
 
+def test_the_report_decides_nothing_over_fewer_rows_than_a_gate_needs(place, capsys):
+    def differences(limit: int) -> tuple[list[bool], str]:
+        capsys.readouterr()
+        assert run("compare", place / "learnt", "--baselines", "base", "--limit", limit) == 0
+        out = capsys.readouterr().out
+        return [line.endswith("(cannot tell)") for line in re.findall(r"^  .* to .*\).*$", out, re.M)], out
+
+    told, out = differences(9)
+    assert len(told) == 6 and all(told) and "documents, no difference is decided" in out
+    told, out = differences(14)
+    assert not any(told) and "no difference is decided" not in out
+
+
+def test_a_limit_below_the_wanted_answers_is_said(place, capsys):
+    found = compared(capsys, place / "learnt", "--limit", 2, "--max-new-tokens", 2)
+    line = (
+        "2 of 2 wanted answers do not fit into 2 tokens: answers to these may be cut, and a right one called"
+    )
+    assert found["errors"]["learnt"]["wrong fact"] == 2 and any(
+        note.startswith(line) for note in found["notes"]
+    )
+    assert "do not fit" not in str(compared(capsys, place / "learnt", "--limit", 2)["notes"])
+
+
 def test_the_loss_is_the_one_that_evaluate_gives(place, capsys):
     found = compared(capsys, place / "timid", "--limit", 100)["metrics"]["timid"]
     assert run("evaluate", place / "timid", "--json") == 0
@@ -264,14 +305,33 @@ def test_the_same_run_differs_by_nothing_and_its_copy_neither(place, capsys):
 
 def test_the_gate_opens_to_what_is_better_and_to_nothing_else(place, capsys):
     better, worse = (place / "timid", place / "learnt"), (place / "learnt", place / "timid")
-    assert compared(capsys, *better, "--gate", "loss")["gate"]["passed"]
-    found = compared(capsys, *worse, "--gate", "exact-match", code=1)
+    enough = ("--limit", 14)
+    assert compared(capsys, *better, "--gate", "loss", *enough)["gate"]["passed"]
+    found = compared(capsys, *worse, "--gate", "exact-match", *enough, code=1)
     assert not found["gate"]["passed"] and found["gate"]["not_beaten"][0].startswith("learnt (exact_match -")
-    assert compared(capsys, *better[1:], "--baselines", "base", "--gate", "f1")["gate"]["against"] == ["base"]
-    compared(capsys, *worse[1:], "--baselines", "base", "--gate", "f1", code=1)
+    base = ("--baselines", "base", "--gate", "f1", *enough)
+    assert compared(capsys, *better[1:], *base)["gate"]["against"] == ["base"]
+    compared(capsys, *worse[1:], *base, code=1)
     assert main(["compare", *map(str, worse), "--gate", "f1"]) == 1
     out, line = capsys.readouterr()
     assert "gate, by f1: not passed" in out and "does not beat learnt" in line
+
+
+def test_a_gate_does_not_open_to_a_few_documents_or_rows_that_agree(place, capsys):
+    found = compared(capsys, place / "timid", place / "learnt", "--gate", "f1", "--limit", 4, code=1)
+    assert found["differences"]["timid"]["f1"][1] > 0  # the interval alone would let it pass
+    line = "; over 4 documents that can be luck, a gate needs 10 of them)"
+    assert not found["gate"]["passed"] and found["gate"]["not_beaten"][0].endswith(line)
+    difference = {"old": {"loss": Interval(-0.5, -0.7, -0.2)}}
+    for documents, rows_, passes in (
+        (None, 9, False),
+        (None, 10, True),
+        (1, 99, False),
+        (9, 99, False),
+        (10, 99, True),
+    ):
+        outcome = {"documents": documents, "per_row": [{}] * rows_, "differences": difference}
+        assert judged("loss", outcome, ["old", "new"], ())["passed"] == passes
 
 
 def test_what_is_known_is_not_asked_again(place, capsys, monkeypatch):
@@ -346,6 +406,30 @@ def test_runs_on_other_rows_are_refused_and_one_that_has_seen_these(place, capsy
     assert compared(capsys, place / "learnt", tmp_path / "new")["runs"] == ["learnt", "new"]
 
 
+def test_a_run_that_went_on_from_one_which_read_the_test_rows_is_refused(place, capsys, tmp_path):
+    """By their questions, or by their documents: the earlier stage may have read these as text."""
+    recipe, quick = place / "job.yaml", ["--set", "train.max_steps=1"]
+    assert run("train", recipe, "--output", tmp_path / "all", *quick, "--set", "data.test=0") == 0
+    after = [*quick, "--set", f"model={tmp_path / 'all/model'}"]
+    assert run("train", recipe, "--output", tmp_path / "after", *after) == 0
+    assert "went on from" in (line := refused(capsys, tmp_path / "after")) and "(row" in line
+    opened = open_run(place / "learnt")
+    for name, split in (("fair", "train"), ("leaky", "test")):
+        texts = [
+            {"text": f"About {row['prompt']}", "topic": row["group"]} for row in getattr(opened.splits, split)
+        ]
+        changed = json.loads(recipe.read_text())
+        changed["data"] = {"path": str(write(tmp_path / f"{name}.jsonl", texts)), "group": "topic", "test": 0}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(changed))
+        assert run("train", tmp_path / f"{name}.yaml", "--output", tmp_path / name, *quick) == 0
+        after = [*quick, "--set", f"model={tmp_path / name / 'model'}"]
+        assert run("train", recipe, "--output", tmp_path / f"after-{name}", *after) == 0
+    assert "which read what is a test row here" in refused(capsys, tmp_path / "after-leaky")
+    assert "cannot be told" not in str(compared(capsys, tmp_path / "after-fair")["notes"])
+    (tmp_path / "fair.jsonl").unlink()
+    assert "cannot be told" in compared(capsys, tmp_path / "after-fair")["notes"][1]
+
+
 def test_classifiers_are_compared_row_by_row_and_asked_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = recipe_file(tmp_path, write(tmp_path / "faq.csv", rows("label")), "minilm", seq_len=16)
@@ -369,11 +453,20 @@ def test_plain_text_is_compared_by_its_loss(tmp_path, tiny_llama, capsys, monkey
     recipe = recipe_file(tmp_path, write(tmp_path / "faq.jsonl", rows("text")), tiny_llama)
     assert (
         run(
-            "train", recipe, "--output", "a", "--set", "method.name=full", "--set", "train.learning_rate=1e-2"
+            "train",
+            recipe,
+            "--output",
+            "a",
+            "--set",
+            "method.name=full",
+            "--set",
+            "train.learning_rate=1e-2",
+            "--set",
+            "data.test=0.4",
         )
         == 0
     )
-    found = compared(capsys, "a", "--baselines", "base", "--gate", "loss")
+    found = compared(capsys, "a", "--baselines", "base", "--gate", "loss", "--limit", 12)
     assert found["differences"]["base"]["loss"][2] < 0 and found["documents"] is None
     assert set(found["metrics"]["a"]) == {"loss", "perplexity"}
     assert "asks no questions; base fits" in refused(capsys, "a", "--baselines", "base,few-shot")
@@ -408,10 +501,17 @@ def test_two_comparisons_do_not_write_at_once(place, capsys):
 
 
 def test_a_new_user_gets_from_a_folder_to_an_honest_report(tmp_path, monkeypatch, capsys):
-    """The three commands, with documents that are too few for a recipe with questions: those are asked all the same."""
-    make_documents.manual(tmp_path / "my-docs", 8)
+    """The three commands, with ten small documents of which four ask something: a tenth of them asks nothing."""
+    make_documents.manual(tmp_path / "my-docs", 4)
+    for number, name in enumerate(("beans", "milk", "cups", "water", "filters", "steam")):
+        (tmp_path / "my-docs" / f"{name}.txt").write_text(
+            f"{name.upper()}\n\nThe {name} are in drawer {number}. Use them within {number + 2} days.\n"
+        )
     monkeypatch.chdir(tmp_path)
     assert run("new", "my-docs/") == 0
+    recipe = Path("my-docs.yaml").read_text()
+    share = re.search(r"^  test: (0\.\d).*; with 0.1 there are no two documents with questions", recipe, re.M)
+    assert "format: text" in recipe and share and float(share[1]) > 0.1
     assert run("train", "my-docs.yaml") == 0
     capsys.readouterr()
     assert run("compare", "runs/my-docs", "--baselines", "base,few-shot,retrieval") == 0
@@ -420,3 +520,27 @@ def test_a_new_user_gets_from_a_folder_to_an_honest_report(tmp_path, monkeypatch
         name in out for name in ("few-shot", "retrieval", "my-docs less base", "wrong fact: less than")
     )
     assert Path("runs/my-docs/answers.jsonl").is_file()
+
+
+def test_what_is_too_little_to_compare_says_what_to_change_in_the_recipe(
+    tmp_path,
+    tiny_llama,  # noqa: F811
+    capsys,
+    monkeypatch,
+):
+    monkeypatch.chdir(tmp_path)
+    make_documents.manual(tmp_path / "asks", 1)
+    for name in ("beans", "milk", "cups", "water"):
+        (tmp_path / "asks" / f"{name}.txt").write_text(
+            f"The {name} are in the drawer. Use the {name} soon.\n"
+        )
+    recipe = recipe_file(tmp_path, tmp_path / "asks", tiny_llama)
+    changes = json.loads(recipe.read_text())
+    changes["data"] |= {"format": "text", "test": 0.1, "validation": 0.1}
+    recipe.write_text(json.dumps(changes))
+    assert run("train", recipe, "--output", "few") == 0
+    line = refused(capsys, "few", "--baselines", "few-shot")
+    assert "set data.format: messages in the recipe, or a data.test above 0.1, and train again" in line
+    assert "--baselines base" not in line  # which is refused as well
+    line = refused(capsys, "few", "--baselines", "base")
+    assert "in the recipe set a data.test above 0.1, or add rows, and train again" in line

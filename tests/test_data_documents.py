@@ -61,6 +61,29 @@ def test_what_may_not_be_opened_is_said(tmp_path):
         read_document(tmp_path / "locked.txt")
 
 
+def test_folders_that_may_not_be_opened_and_links_that_lead_nowhere_are_said(tmp_path, monkeypatch):
+    make_documents.markdown(tmp_path / "good.md")
+    (tmp_path / "below").mkdir()
+    make_documents.markdown(tmp_path / "below" / "good.md")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "b.md").write_text("x")
+    (tmp_path / "gone.md").symlink_to(tmp_path / "nowhere.md")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("secret"):  # root, whom tests may run as, could open it
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    report = {}
+    assert [each.source for each in read_folder(tmp_path, report)] == ["below/good.md", "good.md"]
+    assert sorted(report["skipped"]) == [
+        "gone.md: a link to what is not there; put that back, or remove the link",
+        "secret/: cannot be opened (Permission denied); check its permissions",
+    ]
+
+
 def test_a_locked_pdf_and_one_that_only_restricts_printing(tmp_path):
     import pypdf
 
@@ -162,6 +185,31 @@ def test_html_blocks_keep_code_tables_lists_and_terms_apart():
         ("heading", "Layout"),
         ("text", "is no table"),
     ]
+
+
+def test_html_is_decoded_as_browsers_do(tmp_path):
+    def read(named: str, content: bytes) -> str:
+        head = f'<html><head><meta charset="{named}"></head><body><p>'.encode()
+        mark, words = (content[:3], content[3:]) if content.startswith(b"\xef\xbb\xbf") else (b"", content)
+        (tmp_path / "page.html").write_bytes(mark + head + words)
+        return read_document(tmp_path / "page.html").text
+
+    windows = "It costs 5 € – “quoted”, Größe"
+    for named in ("iso-8859-1", "latin1", "us-ascii", "windows-1252"):
+        assert read(named, windows.encode("cp1252")) == windows
+    assert read("iso-8859-1", b"\xef\xbb\xbf" + "Größe der Tür".encode()) == "Größe der Tür"
+    for named in ("utf-16", "utf-16le", "utf-32"):
+        assert [read(named, b"Hello, pump" + b"s" * more) for more in (0, 1)] == [
+            "Hello, pump",
+            "Hello, pumps",
+        ]
+    assert (
+        read("gb2312", "水泵開".encode("gbk")) == "水泵開"
+        and read("koi8-r", "Насос".encode("koi8-r")) == "Насос"
+    )
+    for named, content in (("undefined", b"Hello"), ("klingon", b"Hello"), ("latin1", "“Größe”".encode())):
+        with pytest.raises(InputError, match=f"not in the encoding that it names, {named}; save it as UTF-8"):
+            read(named, content)
 
 
 def test_a_page_nested_without_end_is_refused_not_crashed(tmp_path):

@@ -1,10 +1,15 @@
 """Questions from structure: how they are worded, what answers them, and what is left out."""
 
+import time
 from collections import Counter
+
+import pytest
 
 from ftdocs.data.blocks import Block, entry, table
 from ftdocs.data.documents import Document
-from ftdocs.data.questions import Pair, answer_of, flaw, pairs, worded
+from ftdocs.data.personal import licences
+from ftdocs.data.questions import CODE_NAME, Pair, answer_of, flaw, pairs, worded
+from ftdocs.data.repair import fix_spacing
 
 LONG = "The pump moves water from the tank to the hose, and stops by itself when the tank is empty."
 
@@ -103,3 +108,37 @@ def test_what_is_not_worth_training_on_is_counted_by_reason():
     twice = [heading("Why is it loud?"), text("Because the bearings of it are dry.")]
     assert len(list(pairs(document(*twice, *twice), left_out=left_out))) == 1
     assert left_out == {"repeated question": 1}
+
+
+def test_names_of_code_are_told_from_words():
+    code = "a.b seq_len __init__ os.path.join run() --fast -v".split()
+    code += ["async def(x)", "class A(B): what it is", "run(speed=1) -> int"]
+    assert [name for name in code if not CODE_NAME.fullmatch(name)] == []
+    for words in (
+        "Pump",
+        "_private",
+        "ends_",
+        "a..b",
+        "The pump",
+        "a. b",
+        "____ (date)",
+        "3.1 Results of it",
+    ):
+        assert not CODE_NAME.fullmatch(words)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: list(pairs(document(heading("_" * 5000 + " (date)"), text(LONG)))),
+        lambda: list(pairs(document(heading("a_" * 5000 + "!"), text(LONG)))),
+        lambda: list(pairs(document(heading("Form"), text("Q: " + "\n " * 5000 + "x")))),
+        lambda: licences("---\n" * 20_000),
+        lambda: fix_spacing("a" + "\t" * 20_000 + "b"),
+    ],
+)
+def test_a_long_run_of_one_sign_takes_no_time(work):
+    """What backtracks takes minutes or years for these."""
+    began = time.perf_counter()
+    work()
+    assert time.perf_counter() - began < 2

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from gguf import GGUFReader, TokenType
 from make_repositories import WORDS
-from tokenizers import Tokenizer, decoders, models, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import (
     AutoModelForCausalLM,
@@ -37,6 +38,8 @@ def tiny(folder):
         pad_token=special[0],
         unk_token=special[0],
     )
+    # As LLaMA 3's: special, though nothing's begin, end or padding.
+    tokenizer.add_tokens([AddedToken("<|header|>", special=True), AddedToken("<tool>", special=False)])
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
@@ -62,6 +65,15 @@ def test_what_is_written_is_read_again(tmp_path):
         assert (spelt.eos_token_id, spelt.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
         with torch.no_grad():
             far[kind] = (again(ids).logits - model(ids).logits).abs().max() / model(ids).logits.abs().max()
+        kinds = GGUFReader(tmp_path / f"{kind}.gguf").fields["tokenizer.ggml.token_type"].contents()
+        marked = {
+            spelt.convert_ids_to_tokens(n): TokenType(kinds[n]).name for n in tokenizer.added_tokens_decoder
+        }
+        assert marked == {
+            **dict.fromkeys(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|header|>"), "CONTROL"),
+            "<tool>": "USER_DEFINED",
+        }
+        assert kinds.count(TokenType.NORMAL) == len(kinds) - len(marked)
     assert far["f16"] < 1e-3 < far["q8_0"] < 0.1
     sizes = {kind: (tmp_path / f"{kind}.gguf").stat().st_size for kind in far}
     assert sizes["q8_0"] < sizes["f16"]
@@ -81,6 +93,11 @@ def test_what_would_be_written_wrong_is_refused(tmp_path):
     with pytest.raises(InputError, match="linear rotary"):
         write_gguf(folder, tmp_path / "x.gguf")
     (folder / "config.json").write_text(text)
+    config = LlamaConfig.from_pretrained(folder)
+    config.attention_bias = True
+    LlamaForCausalLM(config).save_pretrained(folder)
+    with pytest.raises(InputError, match=r"proj\.bias: is not written here"):
+        write_gguf(folder, tmp_path / "x.gguf")
     tokenizer = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(
         tokenizer.replace('"individual_digits": true', '"individual_digits": false')

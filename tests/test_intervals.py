@@ -13,6 +13,7 @@ from ftdocs.intervals import (
     Interval,
     bootstrap_interval,
     mcnemar,
+    mean_interval,
     metric_intervals,
     paired_interval,
     share_interval,
@@ -164,3 +165,20 @@ def test_wrong_input_is_refused_in_one_line(call, message):
     with pytest.raises(InputError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_the_interval_of_three_seeds_is_students():
+    values = [0.70, 0.72, 0.77]
+    found, reference = mean_interval(values), stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert found == pytest.approx((np.mean(values), reference.low, reference.high))
+    drawn = RANDOM.normal(5, 2, (4000, 3))
+    held = np.mean([low <= 5 <= high for _, low, high in map(mean_interval, drawn)])
+    assert 0.94 < held < 0.96
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [([0.5], "give two at least"), ([0.5, float("nan")], "values")]
+)
+def test_too_few_values_for_the_interval_of_a_mean(values, message):
+    with pytest.raises(InputError, match=message):
+        mean_interval(values)

@@ -53,7 +53,7 @@ def test_slurm_job_trains_and_comes_back_from_the_queue(tmp_path):
 def test_ray_job_trains_one_model_by_two_processes(tmp_path):
     recipe = CLONE / "recipes/training-in-the-open.yaml"
     command = f"python {CLONE}/recipes/cloud/ray_job.py {recipe} --output {tmp_path}/run {SMALL}"
-    done = started(tmp_path, command, PROCESSES="2", RAY_TMPDIR="/tmp", PYTHONPATH=str(CLONE))
+    done = started(tmp_path, command, PROCESSES="2", GPUS="0", RAY_TMPDIR="/tmp", PYTHONPATH=str(CLONE))
     assert done.returncode == 0, done.stderr
     assert trained_by(tmp_path / "run") == ([1], 2)
 

@@ -30,6 +30,7 @@ from transformers import (
 from ftdocs import cli, memory, plan, shapes
 from ftdocs.errors import InputError
 from ftdocs.memory import Setting
+from ftdocs.recipe import Recipe
 from ftdocs.trace import traced_step
 
 SIZES = {
@@ -72,6 +73,14 @@ SETTINGS = {
     "checkpointing": {"checkpointing": True},
     "autocast, checkpointing": {"master_weights": True, "checkpointing": True},
     "eager": {"attention": "eager"},
+    "accumulated": {"accumulation": 2},
+    "few tokens, accumulated, fused": {
+        "batch_size": 1,
+        "seq_len": 16,
+        "accumulation": 2,
+        "optimizer": "adamw-fused",
+    },
+    "checkpointing, accumulated": {"checkpointing": True, "accumulation": 2},
 }
 
 
@@ -98,6 +107,7 @@ def compare(config, setting: Setting, within: float) -> None:
         optimizer=setting.optimizer,
         attention=setting.attention,
         change=(lambda model: model) if setting.full else adapters,
+        accumulation=setting.accumulation,
     )
     need = memory.need(shape_of(config), setting)
     assert need.resting_bytes == pytest.approx(traced["resting"], rel=0.002)
@@ -158,6 +168,12 @@ def test_a_classifier_needs_what_a_trace_of_its_step_holds():
         masks = blocks * 2 * config.hidden_size * setting.tokens
         assert need.resting_bytes == pytest.approx(traced["resting"], rel=0.002)
         assert need.peak.total - masks == pytest.approx(traced["peak"], rel=0.02)
+
+
+def test_a_tied_embedding_waits_beside_the_gradient_of_the_micro_batch_before():
+    few = Setting(seq_len=16, accumulation=2, optimizer="adamw-fused")
+    compare(CONFIGS["llama, tied"], few, 0.005)
+    assert memory.need(shape_of(CONFIGS["llama, tied"]), few).peak.name == "the embedding's backward"
 
 
 @pytest.mark.parametrize("targets", ["all-linear", "q_proj,v_proj"])
@@ -229,17 +245,62 @@ def test_eight_bit_and_paged_state():
 
 def test_more_gpus_never_rest_at_more_and_share_what_they_say():
     shape = shapes.find("Llama-3.1-8B")
-    alone = memory.need(shape, Setting())
-    for sharding in ("ddp", "zero2", "zero3", "fsdp"):
-        resting = [
-            memory.need(shape, Setting(sharding=sharding, gpus=gpus)).resting_bytes for gpus in (1, 2, 4, 8)
-        ]
-        assert resting == sorted(resting, reverse=True)
-        if sharding in ("zero3", "fsdp"):
-            assert resting[-1] == pytest.approx(alone.resting_bytes / 8, rel=1e-6)
-    # Every gradient has a second copy in DDP's buckets.
-    buckets = memory.need(shape, Setting(sharding="ddp", gpus=2)).peak.total - alone.peak.total
-    assert buckets == memory.gradient_bytes(shape, Setting())
+    weights, state = memory.weight_bytes(shape, Setting()), memory.state_bytes(shape, Setting())
+
+    def resting(sharding: str, gpus: int) -> int:
+        return memory.need(shape, Setting(sharding=sharding, gpus=gpus)).resting_bytes
+
+    assert resting("none", 1) == weights + state
+    for gpus in (2, 4, 8):
+        # DDP's buckets are there from the start; DeepSpeed steps float32 weights of its own, 12 bytes a parameter.
+        assert resting("ddp", gpus) == weights + state + memory.gradient_bytes(shape, Setting())
+        assert resting("zero2", gpus) == pytest.approx(weights + 12 * shape.parameters / gpus, rel=1e-6)
+        assert resting("zero3", gpus) == pytest.approx((weights + 12 * shape.parameters) / gpus, rel=1e-6)
+        assert resting("fsdp", gpus) == pytest.approx((weights + state) / gpus, rel=1e-6)
+    # Every gradient has a second copy in DDP's buckets, at every moment.
+    alone, two = (memory.need(shape, each) for each in (Setting(), Setting(sharding="ddp", gpus=2)))
+    more = {b.total - a.total for a, b in zip(alone.moments, two.moments, strict=True)}
+    assert more == {memory.gradient_bytes(shape, Setting())}
+
+
+def test_gradients_between_micro_batches_are_whole_where_they_wait_and_shares_where_they_are_divided():
+    shape = shapes.find("Llama-3.1-8B")
+    whole = memory.gradient_bytes(shape, Setting())
+    held = {
+        sharding: memory.gradients_before(shape, Setting(sharding=sharding, gpus=4, accumulation=2))
+        for sharding in ("ddp", "fsdp", "zero2", "zero3")
+    }
+    assert held == {"ddp": whole, "fsdp": whole, "zero2": whole // 4, "zero3": whole // 4}
+    divided = Setting(
+        sharding="fsdp", gpus=4, accumulation=2, sync_each_batch=True
+    )  # as the loop engine does
+    assert memory.gradients_before(shape, divided) == whole // 4
+    for sharding in held:
+        assert memory.gradients_before(shape, Setting(sharding=sharding, gpus=4)) == 0
+    said = memory.need(shape, Setting(sharding="fsdp", gpus=4, accumulation=2)).assumptions
+    assert any("2 of them a step" in text for text in said) and any(
+        "sync_each_batch" in text for text in said
+    )
+
+
+@pytest.mark.parametrize("sharding", ["none", "ddp", "fsdp", "zero2", "zero3"])
+@pytest.mark.parametrize("change", [{}, {"method": "lora"}, {"checkpointing": True, "fused_loss": True}])
+def test_more_micro_batches_never_need_less(sharding, change):
+    for model in ("Qwen2.5-7B", "Llama-3.2-1B"):
+        for more in ({}, {"sync_each_batch": True}):
+            asked = Setting(gpus=1 if sharding == "none" else 8, sharding=sharding, **change, **more)
+            once, twice = (
+                memory.need(shapes.find(model), replace(asked, accumulation=count)).moments
+                for count in (1, 2)
+            )
+            assert all(b.total >= a.total for a, b in zip(once, twice, strict=True)), (model, asked)
+
+
+def test_fsdp_receives_its_root_beside_the_copy_of_it():
+    shape = shapes.find("Llama-3.1-8B")
+    need = memory.need(shape, Setting("lora", gpus=8, sharding="fsdp", seq_len=16))
+    assert need.peak.name == "the start of the forward pass"
+    assert need.peak.parts["gathered weights"] > 2 * 2 * shape.root
 
 
 @pytest.mark.parametrize(
@@ -268,8 +329,53 @@ def test_a_plan_that_fits_leaves_out_what_it_does_not_need():
         rest = [each for each in rest if each.change != left_out.change]
         assert not plan.fits(plan.after(shape, steps[0].setting, rest)[-1].need, capacity), left_out.change
     assert plan.fit(shape, Setting("lora"), plan.gpu_bytes("H100-80GB"))[1:] == []  # it fits as asked
+    half = steps[0].setting.batch_size // steps[-1].setting.batch_size
+    assert half > 1 and steps[-1].setting.accumulation == half  # as many rows a step as were asked for
     with pytest.raises(InputError, match=r"even with .*QLoRA, one GPU needs .* take more GPUs"):
         plan.fit(shapes.find("Llama-3.1-405B"), Setting(), capacity)
+
+
+def test_a_smaller_micro_batch_is_no_remedy_where_its_gradients_take_more():
+    shape = shapes.find("Llama-3.2-3B")
+    asked = Setting(batch_size=2, seq_len=1024, optimizer="adamw-fused", fused_loss=True, checkpointing=True)
+    room = memory.need(shape, asked).peak.total * 1.1 + plan.CONTEXT
+    accumulated = memory.need(shape, replace(asked, batch_size=1, accumulation=2))
+    assert not plan.fits(accumulated, int(room) - 10**9)
+    steps = plan.fit(shape, asked, int(room) - 10**9)
+    assert [step.change for step in steps[1:]] == ["AdamW with 8-bit state"]
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "gpu", "changes"),
+    [  # a paged state is not brought back to the GPU; what keeps the method comes before LoRA
+        ("Llama-2-7b", {"batch_size": 3, "seq_len": 8192, "optimizer": "paged-adamw"}, "A100-40GB",
+         ["activation checkpointing"]),
+        ("Llama-3.2-3B", {"batch_size": 4, "seq_len": 128, "gpus": 2, "sharding": "ddp", "master_weights": True,
+                          "fused_loss": True}, "A100-40GB", ["FSDP"]),
+        ("Qwen3-32B", {"method": "lora", "gpus": 2, "sharding": "zero2", "batch_size": 4, "seq_len": 1024,
+                       "fused_loss": True}, "V100-32GB", ["FSDP", "activation checkpointing", "QLoRA"]),
+        ("Llama-3.1-405B", {"method": "lora", "gpus": 8, "sharding": "zero3", "seq_len": 512}, "A100-80GB",
+         ["FSDP", "activation checkpointing", "QLoRA"]),
+    ],
+)  # fmt: skip
+def test_of_all_plans_that_fit_the_cheapest_is_found(model, asked, gpu, changes):
+    steps = plan.fit(shapes.find(model), Setting(**asked), plan.gpu_bytes(gpu))
+    assert plan.fits(steps[-1].need, plan.gpu_bytes(gpu))
+    assert [step.change for step in steps[1:]] == changes
+
+
+def test_what_the_micro_batches_of_a_plan_cost():
+    offered = {
+        each.change: each.slower
+        for each in plan.remedies(Setting(batch_size=2))
+        if "accumulated" in each.change
+    }
+    assert offered == {"micro-batches of one sequence, accumulated": 0.1}
+    eight = [each.change for each in plan.remedies(Setting(batch_size=8)) if "accumulated" in each.change]
+    assert len(eight) == 3 and not any("accumulated" in each.change for each in plan.remedies(Setting()))
+    asked = Setting("lora", master_weights=True, fused_loss=True, optimizer="adamw-fused", seq_len=16384)
+    steps = plan.fit(shapes.find("Yi-34B"), asked, plan.gpu_bytes("L40S-48GB"))
+    assert steps[-1].setting.master_weights  # autocast stays: without it the adapters' copies are float32
 
 
 def test_an_estimate_counts_flops_as_the_papers_do():
@@ -310,6 +416,25 @@ def test_the_command_line_says_what_the_contract_says(capsys, tmp_path):
     assert fitted["fits"] and fitted["plan"]["method"] == "lora" and fitted["changes"]
 
 
+def test_what_does_not_fit_names_the_next_step(capsys):
+    asked = [
+        "plan",
+        "--model",
+        "Llama-3.1-8B",
+        "--method",
+        "qlora",
+        "--seq-len",
+        "2048",
+        "--gpu",
+        "A10G-24GB",
+    ]
+    assert cli.main(asked) == 0
+    assert "does not fit: the GPU has 24.1 GB\nnext: add --fit" in capsys.readouterr().out
+    assert cli.main([*asked, "--fit"]) == 0
+    out = capsys.readouterr().out
+    assert "\nfits: the GPU has 24.1 GB\n" in out and "next:" not in out
+
+
 def test_a_recipe_can_be_planned(capsys, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
     recipe = tmp_path / "r.yaml"
@@ -318,6 +443,10 @@ def test_a_recipe_can_be_planned(capsys, tmp_path):
     assert found["parameters"] == found["trained_parameters"] == 134_515_008
     assert found["breakdown"]["weights"] == 4 * 134_515_008  # bf16-mixed trains float32 weights
     assert answer(capsys, str(recipe), "--method", "lora")["peak_bytes"] < found["peak_bytes"]
+    accumulated = answer(capsys, str(recipe), "--accumulation", "4")["moments"]["the loss's backward"]
+    assert accumulated == found["moments"]["the loss's backward"] + 4 * 134_515_008
+    recipe.write_text(recipe.read_text() + "train: {accumulation: 4}\n")
+    assert answer(capsys, str(recipe))["moments"]["the loss's backward"] == accumulated
 
 
 @pytest.mark.parametrize(
@@ -326,6 +455,11 @@ def test_a_recipe_can_be_planned(capsys, tmp_path):
         ("", "give a recipe or --model"),
         ("--model Llama-9", "not in the catalogue; did you mean"),
         ("--model nowhere/config.json", "no such file"),
+        (
+            "--model Llama-3.1-8B --method ia3",
+            "--method ia3: the planner knows full, lora and qlora; for another",
+        ),
+        ("--model Llama-3.1-8B --method rslora", "--method rslora: is planned as lora"),
         ("--model Llama-3.1-8B --dtype fp8", "dtype: 'fp8' is none of bf16, fp16, fp32"),
         ("--model Llama-3.1-8B --gpus 2 --sharding none", "2 GPUs with sharding none"),
         ("--model Llama-3.1-8B --method qlora --dtype fp32", "qlora with dtype fp32"),
@@ -343,8 +477,16 @@ def test_a_recipe_can_be_planned(capsys, tmp_path):
         ),
         ("recipes/training-in-the-open.yaml --lora-targets q_proj", "--lora-targets: method full"),
         ("--model Llama-3.1-8B --gpu A11", "--gpu A11: not in the catalogue"),
+        ("--model Llama-3.1-8B --gpu A100", "sold with different memory; say A100-40GB or A100-80GB"),
+        ("--model Llama-3.1-8B --gpu v100", "say V100-16GB or V100-32GB"),
         ("--model Llama-3.1-8B --fit", "--fit needs a GPU"),
         ("--model Llama-3.1-8B --batch-size 0", "batch_size is 0; give at least 1"),
+        ("--model Llama-3.1-8B --gpu A10G --tokens 10 --price nan", "--price nan: give a number above 0"),
+        (
+            "--model Llama-3.1-8B --gpus 2 --optimizer adamw-8bit",
+            "adamw-8bit with fsdp: bitsandbytes cannot step",
+        ),
+        ("--model Llama-3.1-8B --accumulation 0", "accumulation is 0; give at least 1"),
         ("--model Llama-3.1-8B --gpu A10G --price 1", "--price needs --tokens"),
         ("--model Llama-3.1-8B --gpu A10G --tokens -5", "--tokens -5: give a number above 0"),
         ("--model Llama-3.1-8B --gpu A10G --utilisation 2", "is a share of the peak"),
@@ -364,6 +506,33 @@ def test_a_file_that_is_no_configuration_of_a_known_model(content, tmp_path, cap
     path.write_text(content)
     assert cli.main(["plan", "--model", str(path)]) == 2
     assert str(path) in (err := capsys.readouterr().err) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hidden_size", "256"), ("num_hidden_layers", 0), ("num_attention_heads", -8), ("vocab_size", True),
+     ("intermediate_size", 704.5)],
+)  # fmt: skip
+def test_a_configuration_with_a_number_that_is_none(key, value, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**CONFIGS["llama"].to_dict(), key: value}))
+    assert cli.main(["plan", "--model", str(path)]) == 2
+    assert f"{key} is {value!r}; give a whole number above 0" in capsys.readouterr().err
+
+
+def test_what_fits_without_gaps_may_just_fit(capsys):
+    asked = ["plan", "--model", "Llama-3.1-8B", "--method", "lora", "--seq-len", "2816", "--checkpointing"]
+    assert cli.main([*asked, "--gpu", "A10G-24GB"]) == 0
+    assert "may just fit: the GPU has 24.1 GB\nnext:" in capsys.readouterr().out
+
+
+def test_a_recipe_of_the_loop_divides_its_gradients_each_time():
+    recipes = Path(__file__).parents[1] / "recipes"
+    shape, asked = plan.of_recipe(Recipe.load(recipes / "llama-3.1-8b-full.yaml", profile="gpu"))
+    assert asked.sync_each_batch and asked.accumulation > 1
+    divided = memory.need(shape, replace(asked, gpus=8, sharding="fsdp")).peak.total
+    whole = memory.need(shape, replace(asked, gpus=8, sharding="fsdp", sync_each_batch=False)).peak.total
+    assert divided < whole - 0.8 * memory.gradient_bytes(shape, asked)
 
 
 def test_it_answers_without_importing_torch():

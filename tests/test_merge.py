@@ -2,10 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import test_runs
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from test_runs import last_json, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,6 +35,8 @@ def test_merged_gives_the_logits_of_base_and_adapter_and_loads_with_transformers
     capsys.readouterr()
     assert run("merge", tuned, "--output", tmp_path / "whole", "--check", "--json") == 0
     found = last_json(capsys.readouterr().out)
+    assert run("merge", tuned, "--output", tmp_path / "again", "--check") == 0
+    assert "the first is what rounding loses, and should be much the smaller" in capsys.readouterr().out
     assert found["dtype"] == "float32" and found["rounding_difference"] < 1e-5 < found["tuning_difference"]
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
@@ -46,22 +52,43 @@ def test_rounding_is_measured_and_refused_where_it_undoes_the_training(tuned, tm
     found = merge_run(tuned, tmp_path / "bf16", check=True, dtype="bfloat16")
     assert 0 < found.rounding_difference < found.tuning_difference
     adapter = tuned / "adapter" / "adapter_model.safetensors"
-    from safetensors.torch import load_file, save_file
-
     weights = {
         name: tensor * (1e-6 if "lora_B" in name else 1) for name, tensor in load_file(adapter).items()
     }
     save_file(weights, adapter)
+    (tuned / "adapter" / models.BASE).unlink()  # which has the sum of the file as it was
     with pytest.raises(InputError, match="--dtype float32"):
         merge_run(tuned, tmp_path / "faint", check=True, dtype="bfloat16")
     assert not (tmp_path / "faint").exists()
 
 
-def test_a_merge_that_changes_the_model_is_not_written(job, tmp_path):
-    """The head shares its weight with the embedding: merged into the one, an adapter changes the other too."""
-    settings = ["method.targets=lm_head", "train.max_steps=4", "train.learning_rate=1.0e-2"]
-    tuned = train(Recipe.load(job, settings), tmp_path / "head").run
-    with pytest.raises(InputError, match="merged and unmerged differ by"):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["lm_head", "q_proj"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+)
+def test_an_adapter_on_a_weight_that_two_layers_share_is_not_merged(
+    options, tuned, tiny_llama, tmp_path, monkeypatch
+):
+    """Merged into the head, it would change the embedding too. Such an adapter was made elsewhere, or earlier."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    adapter = get_peft_model(base, LoraConfig(init_lora_weights=False, task_type="CAUSAL_LM", **options))
+    (tuned / "adapter" / models.BASE).unlink()
+    adapter.save_pretrained(tuned / "adapter", save_embedding_layers=False)
+    with pytest.raises(
+        InputError, match=r"(lm_head|embed_tokens), which shares its weight with another layer"
+    ):
+        merge_run(tuned, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+    if "embed_tokens" in options["target_modules"] or "modules_to_save" in options:
+        return
+    monkeypatch.setattr("ftdocs.merge.is_tied", lambda *_: False)
+    with pytest.raises(
+        InputError, match="merged and unmerged differ by"
+    ):  # what no rule foresees, --check sees
         merge_run(tuned, tmp_path / "whole", check=True)
     assert not (tmp_path / "whole").exists()
 
@@ -83,6 +110,67 @@ def test_what_cannot_be_merged_says_why(job, tuned, tiny_llama, tmp_path, capsys
     (tuned / runs.RESULT).unlink()
     assert "has not finished" in refused(tuned, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_no_numbers_any_more_are_not_written(job, tiny_llama, tmp_path, capsys):
+    large = tmp_path / "large"
+    shutil.copytree(tiny_llama, large)
+    model = AutoModelForCausalLM.from_pretrained(large)
+    model.model.layers[0].mlp.down_proj.weight.data[0, 0] = 1e5  # more than float16 can say
+    model.save_pretrained(large)
+    tuned = train(Recipe.load(job, [f"model={large}", "train.precision=fp32"]), tmp_path / "tuned").run
+    for check in ([], ["--check"]):
+        capsys.readouterr()
+        assert run("merge", tuned, "--output", tmp_path / "out", "--dtype", "float16", *check) == 2
+        assert "down_proj.weight is too large for float16; choose --dtype bfloat16" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rounded_logits_that_are_no_numbers_are_refused(tuned, tmp_path, monkeypatch):
+    """Weights may be finite whose products are not."""
+    monkeypatch.setattr("ftdocs.merge.rms", lambda _: float("nan"))
+    with pytest.raises(InputError, match="--dtype float32"):
+        merge_run(tuned, tmp_path / "out", check=True, dtype="bfloat16")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux has a folder where nobody can write")
+def test_an_output_that_cannot_be_made_is_told_before_the_model_is_loaded(tuned, monkeypatch):
+    monkeypatch.setattr(models, "load_adapted", None)
+    with pytest.raises(InputError, match="/proc/ftdocs/whole: no folder can be made here"):
+        merge_run(tuned, Path("/proc/ftdocs/whole"))
+
+
+def test_an_adapter_that_is_not_as_it_was_written_is_refused(tuned, tmp_path, capsys):
+    adapter, base = tuned / "adapter" / models.ADAPTER, tuned / "adapter" / models.BASE
+    whole, sums = adapter.read_bytes(), base.read_bytes()
+    weights = safetensors.torch.load(whole)
+
+    def refused(says: str) -> None:
+        capsys.readouterr()
+        assert run("merge", tuned, "--output", tmp_path / "out") == 2
+        told = capsys.readouterr().err
+        assert says in told and told.strip().count("\n") == 0
+        with pytest.raises(InputError, match=says):
+            models.load_run(tuned)
+
+    adapter.write_bytes(whole[: len(whole) // 2])
+    refused("adapter_model.safetensors: is damaged or gone")
+    save_file({name: value * 2 for name, value in weights.items()}, adapter)
+    refused("or not what the training wrote")
+    adapter.unlink()
+    refused("is damaged or gone")
+    base.unlink()  # one that was made elsewhere has no sum
+    adapter.write_bytes(whole[: len(whole) // 2])
+    refused("is damaged or gone")
+    renamed = {name.replace("layers.0", "layers.7"): value for name, value in weights.items()}
+    save_file(renamed, adapter)
+    refused("lacks 14 weights of its adapter, such as base_model.model.model.layers.0.")
+    save_file({name: value[:1].contiguous() for name, value in weights.items()}, adapter)
+    refused("its weights do not fit")
+    base.write_bytes(sums)
+    adapter.write_bytes(whole)
+    assert rms(logits(*models.load_run(tuned))) > 0
 
 
 def test_an_adapter_on_another_base_is_refused_with_both_names(tuned, tiny_llama, tmp_path):

@@ -122,8 +122,8 @@ def test_two_processes_train_as_one_and_take_up_each_others_checkpoints(tmp_path
 
 
 def test_ctrl_c_stops_all_at_one_step_and_one_process_goes_on(job, capsys):  # noqa: F811
-    settings = ["--set=train.engine=loop", "--set=method.name=full", "--set=train.max_steps=80"]
-    settings += ["--set=train.precision=fp32", "--set=train.eval_every=40"]
+    settings = ["--set=train.engine=loop", "--set=method.name=full", "--set=train.learning_rate=1e-3"]
+    settings += ["--set=train.max_steps=80", "--set=train.precision=fp32", "--set=train.eval_every=40"]
     process = Two("train", job, *settings, "--output", "out")
     wait_for_step(Path("out"), 2, process)
     assert run("train", job, *settings, "--output", "out", "--set=train.accumulation=2") == 2
@@ -157,7 +157,7 @@ def test_a_run_of_two_is_a_run_like_any_other(job, capsys, engine):  # noqa: F81
     """Its model is whole, its folder is one process's, and one process may not take it for its own."""
     settings = [f"--set=train.engine={engine}", "--set=train.precision=fp32", "--set=train.max_steps=6"]
     if engine == "loop":
-        settings.append("--set=method.name=full")
+        settings += ["--set=method.name=full", "--set=train.learning_rate=1e-3"]
     code, out, errors = Two("train", job, *settings, "--json", "--output", "two").end()
     assert code == 0, errors
     assert out.count("\n") == 1 and json.loads(out)["steps"] == 6 and own_lines(errors) == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ftdocs.errors import InputError
-from ftdocs.recipe import PROFILES, Data, Recipe, Secrets, merge, nested
+from ftdocs.recipe import PROFILES, SEEDS, Data, Recipe, Secrets, merge, nested
 
 BASE = "model: some-model\ndata: {path: faq.jsonl}\n"
 
@@ -206,8 +206,9 @@ def test_an_unknown_key_of_data(write):
         ("train:", "train: must hold keys, written below it and indented, got null"),
         (
             "method: {name: lroa}",
-            "method.name: must be 'full', 'lora', 'features', 'layers', 'ulmfit', 'qlora', 'rslora', 'dora', 'pissa', "
-            "'adalora', 'vera', 'ia3', 'prompt', 'prefix', 'norms' or 'bitfit', got 'lroa'; did you mean lora?",
+            "method.name: must be 'full', 'lora', 'features', 'layers', 'ulmfit', 'qlora', 'loftq', 'rslora', 'dora', "
+            "'pissa', 'adalora', 'vera', 'ia3', 'prompt', 'prefix', 'norms' or 'bitfit', got 'lroa'; did you mean "
+            "lora?",
         ),
         ("method: {targets: 3}", "method.targets: must be text, got 3"),
         ("method: {targets: [q_proj, 3]}", "method.targets, item 2: must be text, got 3"),
@@ -233,6 +234,7 @@ def test_a_wrong_value_is_refused_with_its_key(write, more, words):
         ),
         ("{path: a.jsonl, validation: 1}", "data.validation: must be less than 1, got 1"),
         ("{path: a.jsonl, format: chat}", "data.format: must be 'messages', 'prompt'"),
+        ("{path: a.jsonl, seed: 4294967296}", "data.seed: must be less than 4294967296"),
         ("{path: a.jsonl, limit: 0}", "data.limit: must be greater than or equal to 1, got 0"),
         ("faq.jsonl", "data: must hold keys, written below it and indented, got 'faq.jsonl'"),
         ("", "data: must hold keys, written below it and indented, got null"),
@@ -315,7 +317,7 @@ RECIPES = st.fixed_dictionaries(
         "method": st.fixed_dictionaries({"name": st.sampled_from(["full", "lora"])}, optional={
             "targets": st.one_of(NAMES, st.lists(NAMES, max_size=3)), "rank": st.integers(1, 512)}),
         "train": st.fixed_dictionaries({}, optional={
-            "learning_rate": st.floats(1e-12, 1e3), "seed": st.integers(0, 2**63), "packing": st.booleans()}),
+            "learning_rate": st.floats(1e-12, 1e3), "seed": st.integers(0, SEEDS - 1), "packing": st.booleans()}),
         "profiles": st.dictionaries(st.sampled_from(PROFILES), st.fixed_dictionaries({}, optional={
             "model": NAMES, "train": st.fixed_dictionaries({"max_steps": st.one_of(st.none(), st.integers(1, 9))})})),
     },

@@ -20,9 +20,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FLOW = """
     errors files recipe hardware measure processes gguf data.docstrings assets data manual methods attention llama
     models embed retrieve label_words loss intervals calibration fingerprint runs progress checkpoints storage
-    shapes memory trace plan traffic metrics evaluate merge forgetting paired answer scores contestants compare card
-    job trainer loop head train search search_ray records new export extraction feedback access protocol
-    backend gateway listen app chat
+    shapes memory trace plan prices traffic metrics evaluate merge forgetting paired answer scores contestants compare
+    card job trainer loop head train search search_ray records new export extraction feedback access protocol
+    child backend gateway listen app chat meant
     cli
 """.split()
 TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".json", ".jsonl", ".cfg", ".css", ".js", ".html", ""}

@@ -15,9 +15,10 @@ import torch
 import transformers
 from forked import Command, Two
 from peft import PeftModel
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from small_tokenizer import small_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from ftdocs import assets, checkpoints, files, progress, runs
+from ftdocs import checkpoints, files, progress, runs
 from ftdocs import train as training
 from ftdocs.cli import main
 from ftdocs.errors import InputError
@@ -72,9 +73,9 @@ def write(path: Path, content: list[dict]) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> Path:
-    """A LLaMA of random weights with SmolLM2's tokenizer, for what does not depend on how good a model is."""
+    """A LLaMA of random weights with SmolLM2's template, for what does not depend on how good a model is."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(assets.model_path("smollm2-135m-instruct"))
+    tokenizer = small_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                          num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
@@ -315,7 +316,7 @@ def curve(folder: Path) -> list[tuple]:
 
 
 @pytest.mark.parametrize("engine", ["trainer", "loop"])
-def test_ctrl_c_saves_and_says_how_to_go_on(job, engine):
+def test_ctrl_c_saves_and_says_how_to_go_on(job, capsys, engine):
     settings = [f"--set=train.engine={engine}", "--set=train.max_steps=200", "--set=train.save_every=100"]
     process = Command("train", job, *settings, "--output", "out")
     wait_for_step(Path("out"), 2, process)
@@ -324,6 +325,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(job, engine):
     assert code == 1 and "--resume" in said.splitlines()[-1] and "Traceback" not in said
     saved = checkpoints.last_good(Path("out"))
     assert saved is not None and int(saved.name.split("-")[1]) >= 2
+
+    # The first call had settings of its own, and they are easily left out.
+    command = said.splitlines()[-1].partition("or with the same settings: ")[2]
+    assert command == "ftdocs train out/recipe.yaml --output out --resume"
+    assert run("train", job, "--output", "out", "--resume") == 2
+    line = capsys.readouterr().err
+    assert "holds a run of another recipe (train.max_steps: 200 there, 2 now" in line
+    assert f"go on with it as it was: `{command}`; or choose another --output" in line
+    assert "remove" not in line and line.count("\n") == 1
 
 
 @pytest.mark.parametrize("engine", ["trainer", "loop"])

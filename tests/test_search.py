@@ -458,3 +458,24 @@ def test_the_range_test_finds_where_the_loss_explodes():
     assert rates[0] == 1e-5 and rates[1] / rates[0] == pytest.approx((1e7) ** (1 / 59))
     assert losses[0] == pytest.approx(math.log(2), abs=0.3) and min(losses) < 0.5 * losses[0]
     assert len(found) < 60 and not losses[-1] < 4 * min(losses)  # ended early, where it explodes
+
+
+def test_ray_is_started_again_where_it_was_too_slow(monkeypatch):
+    from ftdocs import search_ray
+
+    slow, tried = Exception("The current node timed out during startup. This could happen because …"), []
+
+    def begin(**settings):
+        tried.append(settings)
+        if len(tried) < 3:
+            raise slow
+
+    monkeypatch.setattr(search_ray.ray, "init", begin)
+    search_ray.start(0)
+    assert len(tried) == 3 and all(each == tried[0] for each in tried)
+    tried.clear()
+    with pytest.raises(Exception, match="timed out during startup"):
+        search_ray.start(0, tries=2)
+    monkeypatch.setattr(search_ray.ray, "init", lambda **settings: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # whatever else it is, is said at once
+        search_ray.start(0)

@@ -3,25 +3,35 @@
 import asyncio
 import io
 import json
+import shutil
 import signal
 import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import httpx2
 import openai
 import psutil
 import pytest
+import torch
+import uvicorn
+from safetensors.torch import load_file, save_file
 from serving import QUESTION, children, serving, tiny_llama, tiny_run
+from starlette.testclient import TestClient
 
-from ftdocs import backend, gateway
-from ftdocs.access import Bucket, Keys, Limits
+from ftdocs import backend, gateway, listen, models
+from ftdocs.access import Bucket, Keys, Limits, read_keys
 from ftdocs.cli import main
 from ftdocs.errors import InputError
 from ftdocs.gateway import Gateway
-from ftdocs.protocol import Refused
+from ftdocs.protocol import Asked, Refused
 
 KEY = "a-key-of-the-tests-0123456789"
 CANARY = "xylophone-7319"  # stands in prompts and must stand in no log
@@ -133,7 +143,63 @@ def test_wrong_keys_bodies_and_addresses_are_refused(server):
     )
     assert answer.status_code == 415
     assert httpx2.get(f"{url}/nothing", headers=allowed).json()["error"]["code"] == "not_found"
+    for method, address, status, words in (
+        ("POST", "/chat/completions", 404, "the base URL of this server ends in /v1"),
+        ("GET", "/models", 404, "the base URL of this server ends in /v1"),
+        ("GET", "/v1/chat/completions", 405, "sent as POST"),
+    ):
+        answer = httpx2.request(method, url.removesuffix("/v1") + address, headers=allowed)
+        assert answer.status_code == status and words in answer.json()["error"]["message"]
     assert httpx2.get(url.replace("/v1", "/health")).json() == {"status": "ready"}
+
+
+def test_the_models_own_server_answers_the_gateway_alone(server):
+    """Every user of a machine finds its port; behind it are no keys, rates or limits."""
+    below = children(server[0])
+    (port,) = {
+        each.laddr.port for child in below for each in child.net_connections() if each.status == "LISTEN"
+    }
+    body = {"model": "x", "messages": QUESTION}
+    for headers in ({}, {"Authorization": f"Bearer {KEY}"}):
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False) as other:
+            for path in ("/v1/chat/completions", "/reset", "/load_model"):
+                assert other.post(path, json=body).status_code == 401
+            assert other.get("/health").status_code == other.get("/v1/models").status_code == 401
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_the_models_server(monkeypatch):
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    child = backend.Backend.__new__(backend.Backend)
+    child.process, child.output = SimpleNamespace(poll=lambda: None), None
+    child.key, child.arguments = "k", []
+    with answering(200) as child.url:
+        child.wait(5)
+    with answering(503) as child.url, pytest.raises(RuntimeError, match="did not start"):
+        child.wait(0.3)
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A server that answers every GET with a status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_the_queue_is_bounded_and_who_goes_away_frees_the_model(client):
@@ -259,6 +325,115 @@ def test_each_key_has_its_own_rate(tmp_path):
     here.check_rate(second)
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> backend.Served:
+    return backend.find(tiny_llama(tmp_path_factory.mktemp("tiny") / "tiny"))
+
+
+def behind(served: backend.Served, handler: Callable[[httpx2.Request], httpx2.Response], **more) -> Gateway:
+    """A gateway without keys before a server that is played."""
+    here = Gateway(served, "http://model", Limits(**{"prompt_tokens": 100, **more}), Keys([]))
+    here.client = httpx2.AsyncClient(base_url="http://model", transport=httpx2.MockTransport(handler))
+    here.ready = True
+    return here
+
+
+def test_the_gateway_ends_when_the_models_server_lives_and_can_answer_no_more(served):
+    """As transformers' does, with 503 on /health, once the thread that computes has died."""
+    seen = iter([200, 503])
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        if request.url.path == "/health":
+            return httpx2.Response(next(seen))
+        return httpx2.Response(200, text="data: [DONE]\n\n")
+
+    child = SimpleNamespace(wait=lambda: None, process=SimpleNamespace(poll=lambda: None))
+    here = behind(served, handler)
+    watched = listen.Server(uvicorn.Config(gateway.build(here)), here, child, 1, lambda: None)
+    asyncio.run(watched.watch())
+    assert watched.should_exit and "can answer no more" in str(watched.failed) and here.ready
+
+
+@pytest.mark.parametrize("asked", [None, {"include_usage": True}])
+def test_counts_are_asked_for_and_handed_on_to_who_asked(served, asked):
+    """vLLM counts only where it is asked to, in a chunk without choices that other clients do not expect."""
+    sent = []
+
+    def vllm(request: httpx2.Request) -> httpx2.Response:
+        sent.append(json.loads(request.content))
+        chunks = [
+            {"id": "1", "choices": [{"delta": {"content": "Hi"}, "finish_reason": None}], "usage": None}
+        ]
+        chunks += [{"id": "1", "choices": [{"delta": {}, "finish_reason": "stop"}], "usage": None}]
+        if (sent[-1].get("stream_options") or {}).get("include_usage"):
+            chunks += [{"id": "1", "choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}]
+        return httpx2.Response(200, text="".join(f"data: {json.dumps(each)}\n\n" for each in chunks))
+
+    here = behind(served, vllm)
+    body = {"model": served.name, "messages": QUESTION}
+    with TestClient(gateway.build(here), base_url="http://127.0.0.1") as client:
+        whole = client.post("/v1/chat/completions", json=body).json()
+        assert whole["usage"]["completion_tokens"] == 1 and whole["choices"][0]["message"]["content"] == "Hi"
+        told = client.post(
+            "/v1/chat/completions", json={**body, "stream": True, "stream_options": asked}
+        ).text
+        assert 'ftdocs_tokens_total{kind="completion"} 2.0' in client.get("/metrics").text
+    chunks = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
+    assert [bool(chunk["choices"]) for chunk in chunks] == [True, True] + [False] * bool(asked)
+
+
+def test_what_is_far_too_long_is_refused_before_all_of_it_is_tokenised(served):
+    """Others wait meanwhile: a megabyte of digits would take seconds."""
+    here, read = behind(served, lambda request: httpx2.Response(500), prompt_tokens=1000), []
+    tokenizer = here.tokenizer
+
+    class Counting:
+        def __call__(self, text: str, **more):
+            read.append(len(text))
+            return tokenizer(text, **more)
+
+        apply_chat_template = tokenizer.apply_chat_template
+
+    here.tokenizer = Counting()
+
+    def asked(text: str) -> Asked:
+        return Asked.model_validate({"model": "x", "messages": [{"role": "user", "content": text}]})
+
+    for text, most in (("1" * 990_000, 0), ("1" * 50_000, gateway.PIECE), ("river " * 15_000, gateway.PIECE)):
+        with pytest.raises(Refused, match="far too long; 1000 tokens are the most") as refused:
+            here.count(asked(text))
+        assert refused.value.status == 400 and sum(read) <= most, text[:9]
+        read.clear()
+    assert 625 < here.count(asked("-" * 20_000)) < 700  # 32 of them are one token
+
+
+def test_who_waits_to_be_counted_waits_no_longer_than_for_an_answer(served):
+    here = behind(served, lambda request: httpx2.Response(500), seconds=0.2)
+    asked = Asked.model_validate({"model": "x", "messages": QUESTION})
+
+    async def late() -> Refused:
+        with here.one_at_a_time, pytest.raises(Refused) as refused:  # another request is counted all the time
+            await here.counted(asked, here.until())
+        return refused.value
+
+    assert asyncio.run(late()).status == 504
+
+
+def test_how_much_a_model_sees_may_stand_in_its_part_for_text(served, tmp_path):
+    shutil.copytree(served.folder, tmp_path / "tiny")
+    path = tmp_path / "tiny" / "config.json"
+    nested = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+    path.write_text(json.dumps({**nested, "text_config": {"max_position_embeddings": 777}}))
+    assert backend.find(tmp_path / "tiny").context == 777
+    path.write_text(json.dumps({"architectures": ["BloomForCausalLM"], "model_type": "bloom"}))
+    with pytest.raises(InputError, match="does not say how many tokens it sees"):
+        backend.find(tmp_path / "tiny")
+    for wrong in ({"model_type": "new"}, {"model_type": "llama", "hidden_size": "64"}):
+        path.write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **wrong}))
+        with pytest.raises(InputError, match="not of a model that Transformers knows"):
+            backend.find(tmp_path / "tiny")
+
+
 def one_line(capsys, *arguments: str) -> str:
     assert main(list(arguments)) == 2
     out, line = capsys.readouterr()
@@ -268,22 +443,29 @@ def one_line(capsys, *arguments: str) -> str:
 
 def test_wrong_use_is_one_line(run, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("FTDOCS_API_KEY", raising=False)
-    assert "no such run" in one_line(capsys, "serve", "runs/nowhere")
+    assert "no such run" in one_line(capsys, "serve", "runs/nowhere", "--port", "0")
     assert "without a key" in one_line(capsys, "serve", str(run), "--host", "0.0.0.0")
-    assert "sees 4096 tokens" in one_line(capsys, "serve", str(run), "--max-tokens", "4096")
+    assert "sees 4096 tokens" in one_line(capsys, "serve", str(run), "--port", "0", "--max-tokens", "4096")
     assert "--queue -1: give 0 or more" in one_line(capsys, "serve", str(run), "--queue", "-1")
-    assert "cannot generate text" in one_line(capsys, "serve", "minilm")
+    assert "cannot generate text" in one_line(capsys, "serve", "minilm", "--port", "0")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         line = one_line(capsys, "serve", str(run), "--port", str(taken.getsockname()[1]))
         assert "in use" in line and "--port" in line
+    monkeypatch.setattr(backend, "find", None)  # which merges, and is not reached
+    assert "no such port" in one_line(capsys, "serve", str(run), "--port", "99999")
+    monkeypatch.undo()
+    monkeypatch.delenv("FTDOCS_API_KEY", raising=False)
     (keys := tmp_path / "keys").write_text("short\n")
     keys.chmod(0o644)
     assert "chmod 600" in one_line(capsys, "serve", str(run), "--key-file", str(keys))
     keys.chmod(0o600)
     line = one_line(capsys, "serve", str(run), "--key-file", str(keys))
     assert "API key 1: has 5 characters" in line and "short" not in line
+    keys.write_text(f"\ufeff{KEY}\n  # the key of the web team, 2026\n\n", encoding="utf-8")
+    read = read_keys(keys)
+    assert read.place(KEY) == 0 and read.place("# the key of the web team, 2026") is None
     plain = tiny_llama(tmp_path / "plain")
     (plain / "chat_template.jinja").unlink()
     assert "no chat template" in one_line(capsys, "chat", str(plain))
@@ -296,12 +478,12 @@ def test_wrong_use_is_one_line(run, tmp_path, capsys, monkeypatch):
 
 def test_a_gpu_with_vllm_gets_vllm(run, monkeypatch):
     """Not run here: the command alone."""
-    import torch
-
     monkeypatch.setattr("ftdocs.hardware.device", lambda: torch.device("cuda"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "vllm")
     command = backend.command(backend.find(run), 8123, batching=True)
     assert command[0].startswith("vllm.") and "8123" in command and not backend.shares_sampling(command)
+    assert "--disable-log-requests" not in command  # vLLM knows it no more; not to log them is its default
+    assert command[command.index("--allowed-origins") + 1] == "[]"
 
 
 def test_chat_reads_a_pipe_and_keeps_the_conversation(run, monkeypatch, capsys):
@@ -313,6 +495,11 @@ def test_chat_reads_a_pipe_and_keeps_the_conversation(run, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("What follows river 3?\n"))
     assert main(["chat", str(run), "--max-tokens", "5", "--system", "Be brief."]) == 0
     assert capsys.readouterr().out.strip() == turns[2]["content"].strip()
+    for errors in ("strict", "surrogateescape"):  # as Python reads a pipe, by its settings
+        text = io.TextIOWrapper(io.BytesIO(b"Hi\n\xff\xfe\n"), "utf-8", errors)
+        monkeypatch.setattr("sys.stdin", text)
+        assert main(["chat", str(run), "--max-tokens", "2"]) == 2
+        assert "is not UTF-8" in (line := capsys.readouterr().err) and line.count("\n") == 1
 
 
 def test_an_adapter_is_merged_once(tmp_path, monkeypatch, capsys):
@@ -324,6 +511,43 @@ def test_an_adapter_is_merged_once(tmp_path, monkeypatch, capsys):
     written = (served.folder / "model.safetensors").stat().st_mtime_ns
     assert backend.find(run) == served and "merging" not in capsys.readouterr().err
     assert (served.folder / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_serving_rounds_nothing_away_that_was_tuned(tmp_path, monkeypatch, capsys):
+    """In 16 bits where the training outlasts that, else in float32, by whichever server."""
+    run = tiny_run(tmp_path, name="lora", rank=2)
+    monkeypatch.setenv("FTDOCS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("ftdocs.hardware.dtype", lambda: torch.bfloat16)
+
+    def tuned_by(size: float) -> tuple[str | None, str]:
+        file = run / "adapter" / "adapter_model.safetensors"
+        save_file(
+            {n: torch.full_like(w, size) if "lora_B" in n else w for n, w in load_file(file).items()}, file
+        )
+        (run / "adapter" / models.BASE).unlink(missing_ok=True)  # which has the sum of the file as it was
+        served = backend.find(run)
+        commands = [backend.command(served, 8123, batching=True)]
+        with monkeypatch.context() as gpu:
+            gpu.setattr("ftdocs.hardware.device", lambda: torch.device("cuda"))
+            gpu.setattr("importlib.util.find_spec", lambda name: name == "vllm")
+            commands.append(backend.command(served, 8123, batching=True))
+        assert [each[each.index("--dtype") + 1] for each in commands] == [served.dtype] * 2
+        weights = load_file(served.folder / "model.safetensors").values()
+        assert {str(weight.dtype) for weight in weights} == {f"torch.{served.dtype}"}
+        return served.dtype, capsys.readouterr().err
+
+    dtype, told = tuned_by(0.5)
+    assert dtype == "bfloat16" and "float32" not in told
+    dtype, told = tuned_by(1e-6)
+    line = f"ftdocs: {run}: bfloat16 would round away what was tuned; served in float32, which is slower\n"
+    assert dtype == "float32" and told.endswith(line)
+
+
+def test_what_cannot_be_merged_is_not_served_and_chat_is_named(tmp_path, capsys):
+    run = tiny_run(tmp_path, name="prompt", tokens=4)
+    capsys.readouterr()
+    line = one_line(capsys, "serve", str(run), "--port", "0")
+    assert "changes no weight, and a server needs one whole model; talk with it: ftdocs chat" in line
 
 
 def test_chat_drops_the_oldest_turns_where_the_model_cannot_see_them(tmp_path):
@@ -339,4 +563,4 @@ def test_chat_drops_the_oldest_turns_where_the_model_cannot_see_them(tmp_path):
     before = list(talk.messages)
     with pytest.raises(InputError, match="88 is the most"):
         talk.say("river " * 200, written.append)
-    assert talk.messages[:1] == before[:1]
+    assert talk.messages == before  # one that is too long takes nothing along

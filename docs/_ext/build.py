@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def report(runs: list[Run], further: Sequence[str] = ()) -> int:
 
 def build(book: Book, execute_only: bool) -> int:
     """Run the pages, make the site, check it; the exit code."""
-    started = time.monotonic()
+    started, began = time.monotonic(), now()
     make_assets(book)
     runs = execute(book, pages(book.root), side_by_side(book))
     fill_cache(book, runs)
@@ -83,7 +84,7 @@ def build(book: Book, execute_only: bool) -> int:
         return 1
     if book.profile == "gpu":
         write_gpu(book, runs)
-    times(book, runs, ran, time.monotonic() - started)
+    times(book, runs, began, ran, time.monotonic() - started)
     return 0
 
 
@@ -121,7 +122,7 @@ def side_by_side(book: Book) -> int:
 
 
 def execute(book: Book, paths: list[Path], workers: int = 1) -> list[Run]:
-    """Run what has changed, ``workers`` pages at once; those that measure time come after the others, each alone."""
+    """Run what has changed, ``workers`` pages at once; those that measure time alone at the end, but in smoke size."""
     ran: dict[Path, Run] = {}
     started = time.monotonic()
     before = {path: book.load(name(path, book.root)) for path in paths}
@@ -143,7 +144,8 @@ def execute(book: Book, paths: list[Path], workers: int = 1) -> list[Run]:
 
 def _in_turn(book: Book, paths: list[Path], workers: int) -> Iterator[tuple[Path, Run]]:
     """Pages and their runs, in the order in which they end."""
-    alone = [path for path in paths if workers == 1 or measures_time(path)]
+    timed = book.profile != "smoke"  # whose times say nothing anyway
+    alone = [path for path in paths if workers == 1 or (timed and measures_time(path))]
     together = [path for path in paths if path not in alone]
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
@@ -177,7 +179,7 @@ def sphinx(book: Book, site: Path) -> list[str]:
     return text.splitlines() or ([f"sphinx-build ended with {code}"] if code else [])
 
 
-def times(book: Book, runs: list[Run], ran: float, whole: float) -> None:
+def times(book: Book, runs: list[Run], began: str, ran: float, whole: float) -> None:
     """Keep how long the build took, per page and in all; only a build of every page from nothing is ``cold``."""
     record = {
         "built": now(),
@@ -186,7 +188,7 @@ def times(book: Book, runs: list[Run], ran: float, whole: float) -> None:
         "profile": book.profile,
         "seconds": round(whole, 1),
         "execution_seconds": round(ran, 1),
-        "cold": ran >= sum(run.wall for run in runs),
+        "cold": all(datetime.fromisoformat(run.ran) >= datetime.fromisoformat(began) for run in runs),
         "pages": {
             run.page: {"seconds": run.seconds, "wall": run.wall, "peak_bytes": run.peak_bytes} for run in runs
         },

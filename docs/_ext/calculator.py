@@ -21,6 +21,7 @@ CHOICES = {
 }
 NUMBERS = {
     "batch_size": ("Micro-batch, sequences", 1),
+    "accumulation": ("Micro-batches of a step", 1),
     "seq_len": ("Sequence length, tokens", 2048),
     "rank": ("LoRA rank", 8),
     "gpus": ("GPUs", 1),

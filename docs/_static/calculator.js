@@ -10,18 +10,22 @@ document.addEventListener("DOMContentLoaded", () => {
       form.elements[name].add(new Option(key, key, key === "meta-llama/Llama-3.1-8B" || key === "A10G-24GB",
         key === "meta-llama/Llama-3.1-8B" || key === "A10G-24GB"));
   for (const [key, value] of new URLSearchParams(location.search))
-    if (form.elements[key]) form.elements[key].type === "checkbox"
-      ? (form.elements[key].checked = value === "true") : (form.elements[key].value = value);
+    for (const field of fields.filter((each) => each.name === key))
+      if (field.type === "checkbox") field.checked = value === "true";
+      else if (field.type === "number" || [...field.options].some((option) => option.value === value)) field.value = value;
 
   function settings() {
     const s = {};
     for (const field of fields)
       s[field.name] = field.type === "checkbox" ? field.checked : field.type === "number"
-        ? Math.max(1, Math.floor(Number(field.value)) || 1) : field.value;
+        ? Math.floor(Number(field.value)) || 0 : field.value;
     return s;
   }
 
   function problem(s) { // what ftdocs.memory refuses too
+    for (const field of fields) if (field.type === "number" && s[field.name] < 1) return `${field.name}: give at least 1.`;
+    if (s.gpus > 1 && s.sharding === "fsdp" && !["adamw", "adamw-fused"].includes(s.optimizer))
+      return "bitsandbytes cannot step what FSDP has sharded: choose adamw or adamw-fused.";
     if (s.gpus > 1 && s.sharding === "none") return "Several GPUs: choose how they share.";
     if (s.method === "qlora" && s.dtype === "fp32") return "Quantised weights are multiplied in bf16 or fp16.";
     if (s.method === "qlora" && s.gpus > 1 && s.sharding.startsWith("zero")) return "QLoRA: choose ddp or fsdp.";

@@ -28,6 +28,7 @@ const planner = (() => {
   function stateBytes(shape, s, d) {
     if (s.optimizer.startsWith("paged")) return 0;
     if (s.optimizer === "adamw-8bit") return Math.round(C.eight_bit * d.trained);
+    if (d.full && s.gpus > 1 && s.sharding.startsWith("zero")) return (d.weight === 2 ? 12 : 8) * d.trained;
     return 2 * (d.full ? d.weight : 4) * d.trained;
   }
 
@@ -100,12 +101,19 @@ const planner = (() => {
 
   function gatheredBytes(shape, s, d) {
     const trained = gradientBytes(d);
-    if (s.gpus === 1) return [0, 0];
-    if (s.sharding === "ddp") return [0, trained];
+    if (s.gpus === 1 || s.sharding === "ddp") return [0, 0];
     if (s.sharding === "zero2") return [0, Math.min(C.bucket * (d.full ? d.weight : 4), trained)];
     const root = d.weight * shape.root, block = floor((weightBytes(shape, s, d) - root) / shape.layers);
     const byBlock = floor((trained - (d.full ? d.weight * shape.root : 0)) / shape.layers);
     return [root + 2 * block, 2 * byBlock];
+  }
+
+  function gradientsBefore(s, d) {
+    if (s.accumulation === 1) return 0;
+    const whole = gradientBytes(d);
+    const divides = ["zero2", "zero3", ...(s.sync_each_batch ? ["fsdp"] : [])];
+    if (!divides.includes(s.sharding) || s.gpus === 1) return whole;
+    return s.cpu_offload ? 0 : floor(whole / s.gpus);
   }
 
   function moments(shape, s) {
@@ -120,7 +128,9 @@ const planner = (() => {
     const headCopy = d.autocast && d.full && decoder ? 2 * shape.embedding : 0;
     const copies = d.autocast && d.full ? 2 * L * sum(shape.linears.map((l) => l.inputs * l.outputs)) + headCopy : 0;
     const [gathered, reduced] = gatheredBytes(shape, s, d);
-    const base = { weights, optimiser: state, "gathered weights": gathered };
+    const buckets = s.sharding === "ddp" && s.gpus > 1 ? gradientBytes(d) : 0;
+    const base = { weights, optimiser: state, "gathered weights": gathered, buckets }, before = gradientsBefore(s, d);
+    const divided = d.shares > 1 && before < gradientBytes(d);
     const arrived = (blocks, root = true) => {
       const whole = root ? byRoot : 0;
       if (offload && d.stateShares > 1)
@@ -130,13 +140,16 @@ const planner = (() => {
     let head = d.full && decoder ? number * shape.embedding : 0;
     if (!(d.shares > 1 || d.stateShares === 1)) head = floor(head / d.stateShares);
     const found = [{ name: "the loss's backward", parts: {
-      ...base, "bf16 copies": s.checkpointing ? headCopy : copies, gradients: s.fused_loss ? head : 0,
+      ...base, "bf16 copies": s.checkpointing ? headCopy : copies, gradients: before + (s.fused_loss ? head : 0),
       activations: L * held + final - unused, logits: lossBytes(shape, s, d) } }];
+    if (d.shares > 1 && s.sharding === "fsdp")
+      found.unshift({ name: "the start of the forward pass", parts: {
+        ...base, "gathered weights": gathered + d.weight * shape.root, gradients: before } });
     if (s.checkpointing && copies)
-      found.unshift({ name: "the end of the forward pass", parts: {
-        ...found[0].parts, "bf16 copies": copies, logits: floor((lossBytes(shape, s, d) * 10) / 12) } });
+      found.splice(-1, 0, { name: "the end of the forward pass", parts: {
+        ...found[found.length - 1].parts, "bf16 copies": copies, logits: floor((lossBytes(shape, s, d) * 10) / 12) } });
     found.push({ name: "the last norm's backward", parts: {
-      ...base, "bf16 copies": s.checkpointing ? 0 : copies, gradients: head,
+      ...base, "bf16 copies": s.checkpointing ? 0 : copies, gradients: before + head,
       activations: L * held + (shape.gated ? 24 : 3) * tokens * shape.hidden - unused } });
     const moving = tokens * backwardOfBlock(shape, d), last = shape.linears[shape.linears.length - 1];
     const mlp = d.full ? number * (last.inputs * last.outputs + (last.bias ? last.outputs : 0)) : 0;
@@ -144,18 +157,20 @@ const planner = (() => {
     for (const [name, block] of [["the last block's backward", L], ["the first block's backward", 1]])
       found.push({ name, parts: {
         ...base, "bf16 copies": s.checkpointing ? floor(copies / L) : floor((copies * block) / L),
-        gradients: arrived(L - block, false) + head + mlp + reduced,
+        gradients: (before ? before + (shape.tied || divided ? head : 0) : arrived(L - block, false) + head) + mlp + reduced,
         activations: (s.checkpointing || block > 1 ? (block - 1) * held : 0) + kept + (s.checkpointing ? entry : 0)
           + moving - unused,
         "dequantised weights": dequantised } });
     const lookup = d.full && shape.tied && decoder ? 2 * number * shape.embedding : 0;
     found.push({ name: "the embedding's backward", parts: {
-      ...base, gradients: arrived(L) + reduced + lookup, activations: entry } });
+      ...base, gradients: (before ? before + (divided ? byRoot : d.full ? number * shape.embedding : 0) : arrived(L)) + reduced
+        + lookup,
+      activations: entry } });
     if (!offload) {
       const whole = gradientBytes(d), temporary = s.optimizer === "adamw" ? whole : 0;
       found.push({ name: "the optimiser's step", parts: {
         weights, optimiser: state, gradients: floor(whole / d.stateShares),
-        buckets: s.sharding === "ddp" && s.gpus > 1 ? whole : 0,
+        buckets,
         "the step's temporary": floor(temporary / d.stateShares) } });
     }
     for (const moment of found) moment.total = sum(Object.values(moment.parts));
@@ -165,7 +180,7 @@ const planner = (() => {
   function need(shape, s) {
     const found = moments(shape, s), last = found[found.length - 1].parts;
     const peak = found.reduce((a, b) => (b.total > a.total ? b : a));
-    return { peak, moments: found, resting: last.weights + last.optimiser };
+    return { peak, moments: found, resting: last.weights + last.optimiser + (last.buckets || 0) };
   }
 
   return { need };

@@ -4,6 +4,7 @@ The packages that read them come with ``pip install ftdocs[documents]``.
 """
 
 import logging
+import os
 import re
 import unicodedata
 import zipfile
@@ -53,9 +54,9 @@ class Document:
 def read_folder(folder: Path, report: dict[str, Any] | None = None) -> Iterator[Document]:
     """The documents of a folder and of those below it, by name, one in memory at a time.
 
-    A file that cannot be read is passed over, and so is what begins with a dot. ``report`` gets ``files`` and
-    ``other_files`` (counts by ending; others are no documents), ``pages``, ``skipped`` (a line for each file that
-    should have been read, with the reason and the mend) and ``left_out`` (the sum of the documents' notes).
+    A file or folder that cannot be read is passed over, and so is what begins with a dot. ``report`` gets ``files`` and
+    ``other_files`` (counts by ending; others are no documents), ``pages``, ``skipped`` (a line for each
+    that should have been read, with the reason and the mend) and ``left_out`` (the sum of the documents' notes).
 
     Raises:
         InputError: there is no document in the folder, or none that can be read.
@@ -64,7 +65,7 @@ def read_folder(folder: Path, report: dict[str, Any] | None = None) -> Iterator[
     read, others, notes = Counter[str](), Counter[str](), Counter[str]()
     skipped: list[str] = []
     report |= {"files": read, "other_files": others, "pages": 0, "skipped": skipped, "left_out": notes}
-    for path in visible_files(folder):
+    for path in visible_files(folder, skipped):
         if path.suffix.lower() not in DOCUMENTS:
             others[path.suffix.lower() or "no ending"] += 1
             continue
@@ -82,12 +83,22 @@ def read_folder(folder: Path, report: dict[str, Any] | None = None) -> Iterator[
         raise InputError(f"{folder}: {first or 'no document in it (' + ', '.join(DOCUMENTS) + ')'}")
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """Files below a folder, sorted; what begins with a dot, such as ``.git``, is left alone."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+def visible_files(folder: Path, skipped: list[str] | None = None) -> list[Path]:
+    """Files below a folder, sorted, and links that lead nowhere; what begins with a dot (``.git``) is left alone.
+
+    ``skipped`` gets a line for each folder that cannot be opened.
+    """
+    found = list[Path]()
+
+    def locked(error: OSError) -> None:
+        if skipped is not None:
+            where = Path(error.filename).relative_to(folder)
+            skipped.append(f"{where}/: cannot be opened ({error.strerror}); check its permissions")
+
+    for place, folders, names in os.walk(folder, onerror=locked):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file() or path.is_symlink())
 
 
 def read_document(path: Path, source: str = "") -> Document:
@@ -100,6 +111,8 @@ def read_document(path: Path, source: str = "") -> Document:
     ending = path.suffix.lower()
     if ending not in READERS:
         raise InputError(f"{path}: no document that can be read ({', '.join(READERS)})")
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path}: a link to what is not there; put that back, or remove the link")
     try:
         size, limit = path.stat().st_size, LARGEST.get(ending, LARGEST_TEXT)
     except OSError as error:

@@ -1,5 +1,6 @@
 """The blocks of Markdown, HTML and reStructuredText, as their own parsers see them."""
 
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ HTML_BLOCKS = [
     *"html body main article section div blockquote figure details fieldset center p li dt dd tr td th tbody".split(),
     *"thead tfoot figcaption summary address caption legend hr".split(),
 ]
+# What browsers read where a page names one of these encodings (https://encoding.spec.whatwg.org), by Python's names.
+BROWSERS_READ = {
+    "ascii": "cp1252", "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
+    "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
+}  # fmt: skip
 
 
 def lines_of(path: Path) -> str:
@@ -99,20 +105,31 @@ def has_words(text: str) -> bool:
 def read_html(path: Path) -> Read:
     """The text of a web page: of its ``main`` or ``article`` where it has one; navigation and scripts are left out."""
     from bs4 import BeautifulSoup
-    from bs4.dammit import EncodingDetector
 
-    content = path.read_bytes()
-    declared = EncodingDetector.find_declared_encoding(content, is_html=True)
-    try:
-        text = content.decode(declared) if declared and b"\0" not in content else lines_of(path)
-    except (UnicodeDecodeError, LookupError) as error:
-        raise InputError(
-            f"{path}: not in the encoding that it names, {declared}; save it as UTF-8"
-        ) from error
-    soup = BeautifulSoup(text, "html.parser")
+    soup = BeautifulSoup(html_text(path), "html.parser")
     title = one_line(soup.title.get_text()) if soup.title else ""
     blocks = list(html_walk(soup.find("main") or soup.find("article") or soup.body or soup))
     return "" if any(block.kind == "heading" for block in blocks) else title, blocks, {}
+
+
+def html_text(path: Path) -> str:
+    """A web page as browsers decode it: a byte-order mark counts most, then the encoding that it names, else UTF-8.
+
+    A page that can be read as such a name is not in UTF-16 or UTF-32, whatever it says.
+    """
+    from bs4.dammit import EncodingDetector
+
+    content = path.read_bytes()
+    named = EncodingDetector.find_declared_encoding(content, is_html=True)
+    if not named or b"\0" in content or content.startswith(codecs.BOM_UTF8):
+        return lines_of(path)
+    try:
+        encoding = codecs.lookup(named).name
+        if encoding.startswith(("utf-16", "utf-32")):
+            return lines_of(path)
+        return content.decode(BROWSERS_READ.get(encoding, encoding))
+    except (UnicodeError, LookupError) as error:
+        raise InputError(f"{path}: not in the encoding that it names, {named}; save it as UTF-8") from error
 
 
 def html_blocks(text: str, where: str) -> Iterator[Block]:

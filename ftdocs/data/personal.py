@@ -1,7 +1,11 @@
 """Personal data, secrets and licence notices in text: found by their form, counted, and masked where that is wanted.
 
-What has a form is found: addresses of e-mail, numbers of telephones, bank accounts and cards, keys. Names of people and
-their postal addresses have none, and are not found: whoever must not train on them has to look.
+What has a form is found: addresses of e-mail and of the internet, bank accounts and cards, social security numbers of
+the United States, private keys, keys that begin as those of large services do, and telephone numbers that begin with +,
+or with 0 and then have a mark or a blank, or have the North American form. Not looked for is what has no form, or one
+that much else has too: names of people, postal addresses, dates of birth, passwords, keys of other services, other
+countries' identity numbers, and telephone numbers in one piece or in other forms, such as 555 123 4567. Whoever must
+not train on them has to look.
 """
 
 import ipaddress
@@ -39,8 +43,14 @@ def iban(text: str) -> bool:
 
 
 def phone(text: str) -> bool:
-    """Whether a number has as many digits as one of a telephone (ITU-T E.164)."""
-    return 9 <= len(re.sub(r"\D", "", text)) <= 15
+    """Whether a number has as many digits as one of a telephone (ITU-T E.164).
+
+    What begins with 0 and is all pairs of digits is one if it is five that do not count up, as in France.
+    """
+    parts = re.findall(r"\d+", text)
+    if text.startswith("0") and {len(part) for part in parts} == {2}:
+        return len(parts) == 5 and parts != sorted(parts)
+    return 9 <= sum(map(len, parts)) <= 15
 
 
 def public_address(text: str) -> bool:
@@ -61,8 +71,10 @@ KINDS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
     "secret": (
         re.compile(
             r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:[\s\S]{0,8000}?-----END [A-Z ]*PRIVATE KEY-----)?"
-            r"|\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}"
-            r"|xox[abprs]-[A-Za-z0-9-]{20,}|AIza[\w-]{35})(?![\w-])"
+            r"|\b(?:A[KS]IA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22,}|gl(?:pat|rt|dt)-[\w-]{20,}"
+            r"|hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|npm_[A-Za-z0-9]{36}"
+            r"|pypi-[\w-]{50,}|xox[abeprs]-[A-Za-z0-9-]{20,}|xapp-[A-Za-z0-9-]{20,}|AIza[\w-]{35}"
+            r"|SG\.[\w-]{22}\.[\w-]{43}|dop_v1_[0-9a-f]{64}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})(?![\w-])"
         ),
         always,
     ),
@@ -79,12 +91,18 @@ KINDS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
     "telephone": (
         re.compile(
             r"(?<![\w.+/-])(?:\+\d{1,3}[ .-]?(?:\(0?\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}"
-            r"|\(\d{3}\) ?\d{3}[-. ]\d{4}|\d{3}-\d{3}-\d{4})(?![\w-])"
+            r"|\(\d{3}\) ?\d{3}[-. ]\d{4}|(?:1-)?\d{3}-\d{3}-\d{4}|[2-9]\d\d\.\d{3}\.\d{4}(?!\.\d))(?![\w-])"
+            # With 0, or 00 and the country, before it; no date, and no part of a longer row of numbers.
+            r"|(?<![\w.+/-])(?<!\d )(?!0\d[ .-]\d\d[ .-](?:19|20)\d\d)(?:\(0[1-9]\d{0,3}\)|00?[1-9]\d{0,3}(?=[ /-]))"
+            r"(?: ?[/-] ?| )?\d{2,8}(?:[ -]\d{2,8}){0,4}(?![ ,.:/-]?\d|[\w-])"
         ),
         phone,
     ),
     "internet address": (
-        re.compile(r"(?<![\w.-])(?<![vV]ersion )(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)"),
+        re.compile(
+            r"(?<![\w.-])(?<![vV]ersion )(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)"
+            r"|(?<![\w:.])[23][0-9A-Fa-f]{3}(?:(?:::?[0-9A-Fa-f]{1,4}){1,7}(?:::)?|::)(?!\w|:\w)"
+        ),
         public_address,
     ),
 }
@@ -131,7 +149,7 @@ def mask_row(row: Row) -> Row:
 LICENCES = {
     "all rights reserved": re.compile(r"all\s+rights\s+reserved", re.I),
     "confidential": re.compile(
-        r"\b(?:strictly|company|private\s+and)\s+confidential\b|^\W*confidential\W*$|\bfor\s+internal\s+use\s+only\b|"
+        r"\b(?:strictly|company|private\s+and)\s+confidential\b|^[^\w\n]*confidential[^\w\n]*$|\bfor\s+internal\s+use\s+only\b|"
         r"\bproprietary\s+and\s+confidential\b",
         re.I | re.M,
     ),

@@ -39,7 +39,7 @@ OVERVIEW = re.compile(
 EXAMPLE = re.compile(r"(?:usage )?examples?\W*", re.IGNORECASE)
 ASKED = re.compile(r"(?:\*\*|__)(.{8,200}\?)(?:\*\*|__)")  # a paragraph that is a question in bold
 Q_AND_A = re.compile(
-    r"(?:\*\*)?(?:Q|Question)\s*\d*[:.](?:\*\*)?\s*(.+?)\s*\n+\s*(?:\*\*)?(?:A|Answer)\s*\d*[:.](?:\*\*)?\s*(.+)",
+    r"(?:\*\*)?(?:Q|Question)\s*\d*[:.](?:\*\*)?\s*(\S.*?)\n[ \t]*(?:\*\*)?(?:A|Answer)\s*\d*[:.](?:\*\*)?\s*(\S.*)",
     re.DOTALL,
 )
 BULLET = re.compile(  # - `name` (type): what it means, with its further lines
@@ -51,7 +51,9 @@ NAMED = re.compile(
     r"(?:parameter|argument|option|field|key|flag|setting|variable|attribute|keyword|property)s?", re.I
 )
 DESCRIBED = re.compile(r"(?:description|meaning|what.*|effect|purpose|explanation|details|use)", re.I)
-CODE_NAME = re.compile(r"(?:class |async |\w+ )?[\w.]*[\w]\(.*\)?.*|[\w]+(?:[._]\w+)+|--?\w[\w-]*")
+# What looks ahead finds a dot or an underscore within a name: words that both may end at either would take a time that
+# doubles with every sign of a line to fill in, which is all underscores.
+CODE_NAME = re.compile(r"(?:\w+ )?[\w.]*\w\(.*|(?=\w+[._]\w)\w+(?:\.\w+)*|--?\w[\w-]*")
 UNFINISHED = re.compile(r"\b(?:TODO|FIXME|TBD|lorem ipsum|coming soon)\b", re.IGNORECASE)
 LINK = re.compile(r"\[[^\]]*\]\([^)]*\)|https?://\S+")
 
@@ -158,7 +160,7 @@ def within(block: Block, path: tuple[str, ...], title: str) -> Iterator[tuple[st
         for found in BULLET.finditer(block.text):
             yield from named("parameter", found[1] or found[2], " ".join(found[3].split()), place)
         if found := Q_AND_A.fullmatch(block.text.strip()):
-            yield found[1], found[2], "faq"
+            yield found[1].rstrip(), found[2], "faq"
 
 
 def named(kind: str, name: str, meaning: str, place: str) -> Iterator[tuple[str, str, str]]:

@@ -24,7 +24,7 @@ NO_TAG = re.compile(rf"<(?!/?(?:{'|'.join(TAGS)})(?:{ATTRIBUTE})*\s*/?>)", re.IG
 NO_ENTITY = re.compile(
     r"&(?!(?:#\d+|#x[0-9a-f]+|\w+);)", re.IGNORECASE
 )  # AT&T, which the parser would shorten
-BEFORE_MARK = re.compile(r"[^\S\n]+(?=(?:[,.;:!?)\]]+|'(?:s|d|m|ll|re|ve))(?:\s|$))")
+BEFORE_MARK = re.compile(r"(?<![^\S\n])[^\S\n]+(?=(?:[,.;:!?)\]]+|'(?:s|d|m|ll|re|ve))(?:\s|$))")
 AFTER_BRACKET = re.compile(r"(?<=[(\[])[^\S\n]+")
 LONG_RUN = re.compile(r"([^\W\d_]|[!?])\1{3,}")
 

@@ -29,8 +29,9 @@ class LowRankLinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.scale = alpha / (math.sqrt(rank) if by_root else rank)
         self.dropout = nn.Dropout(dropout)
-        self.A = nn.Parameter(torch.empty(rank, base.in_features))
-        self.B = nn.Parameter(torch.zeros(base.out_features, rank))  # zero: the model starts out unchanged
+        where = {"device": base.weight.device, "dtype": torch.float32}
+        self.A = nn.Parameter(torch.empty(rank, base.in_features, **where))
+        self.B = nn.Parameter(torch.zeros(base.out_features, rank, **where))  # zero: nothing changes at first
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # random: or no gradient would ever reach B
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -46,6 +47,7 @@ class LowRankLinear(nn.Module):
         """The base layer with the update added to its weight, in place: as fast as it was before."""
         with torch.no_grad():
             self.base.weight += self.update().to(self.base.weight.dtype)
+            self.B.zero_()  # or this layer would add it once more
         return self.base
 
 
@@ -57,9 +59,18 @@ def add_low_rank(model: nn.Module, targets: list[str], rank: int = 8, alpha: flo
         targets: last parts of names, such as ``["q_proj", "v_proj"]``.
         rank: of the updates.
         alpha: of the updates.
+
+    Raises:
+        ValueError: no linear layer has such a name; nothing would be trained.
     """
+    found = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets
+    ]
+    if not found:
+        raise ValueError(f"targets: no linear layer is named {' or '.join(targets)}")
     model.requires_grad_(False)
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets:
-            model.set_submodule(name, LowRankLinear(layer, rank, alpha))
+    for name, layer in found:
+        model.set_submodule(name, LowRankLinear(layer, rank, alpha))
     return model

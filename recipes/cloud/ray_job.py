@@ -1,4 +1,4 @@
-"""Train one model with PROCESSES processes on the machines of a Ray cluster, each with a GPU where there are any.
+"""Train one model with PROCESSES processes on the machines of a Ray cluster, each with a GPU, or with GPUS=0 without.
 
 python recipes/cloud/ray_job.py RECIPE.yaml --output RUN [--set KEY=VALUE …]
 """
@@ -35,11 +35,14 @@ def main(words: list[str]) -> int:
     """The exit code: that of the first process that has another one than 0."""
     count = int(os.environ.get("PROCESSES", "1"))
     ray.init()
-    each = {"CPU": 1, "GPU": 1} if ray.cluster_resources().get("GPU") else {"CPU": 1}
+    # Said, and not looked for: a cluster that is still growing has none yet, and would be trained on by its CPUs.
+    gpus = int(os.environ.get("GPUS", "1"))
+    each = {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
+    print(f"waiting for {count} places of {each}", file=sys.stderr)
     group = placement_group([each] * count)  # all of them at once, or none
     ray.get(group.ready())
     place = PlacementGroupSchedulingStrategy(group)
-    options = {"num_cpus": each["CPU"], "num_gpus": each.get("GPU", 0), "scheduling_strategy": place}
+    options = {"num_cpus": each["CPU"], "num_gpus": gpus, "scheduling_strategy": place}
     processes = [Process.options(**options).remote() for _ in range(count)]
     first = ray.get(processes[0].address.remote())
     codes = ray.get([one.train.remote(rank, count, first, words) for rank, one in enumerate(processes)])

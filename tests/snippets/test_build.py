@@ -203,9 +203,12 @@ def test_a_good_book_is_built_and_only_what_changed_runs_again(book: Path):
     assert "TypeError" in one, "the error that is meant is shown"
     assert "one" in (site / "status.html").read_text()
 
+    record = book / "docs" / "_build" / "build.json"
+    assert json.loads(record.read_text())["cold"]
+
     again = build(book)
     assert set(states(again.stdout).values()) == {"unchanged"}
-    assert again.returncode == 0
+    assert again.returncode == 0 and not json.loads(record.read_text())["cold"]
 
     two = book / "docs" / "two.md"
     two.write_text(GOOD["docs/two.md"].replace("print(second.NAME)", "print(second.NAME, 1)"))
