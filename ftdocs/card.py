@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ftdocs import assets, runs
 from ftdocs.data.chat import as_prompt
@@ -39,7 +39,7 @@ SMOKE = "**A smoke run** (profile smoke): a few steps on a few rows, to test the
 PLAIN = 'inputs = tokenizer({text}, return_tensors="pt")'
 
 
-def model_card(folder: Path, result: runs.Result) -> str:
+def model_card(folder: Path, result: runs.Result, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of a run's ``README.md``: what was trained on what, how it went, and how to load it."""
     recipe = runs.read_recipe(folder)
     environment = json.loads((folder / runs.ENVIRONMENT).read_text())
@@ -103,17 +103,23 @@ def model_card(folder: Path, result: runs.Result) -> str:
     ]
     if splits["labels"]:
         lines += [f"Classes: {', '.join(splits['labels'])}.", ""]
-    return "\n".join(lines) + usage(folder, recipe, splits["format"], splits["labels"], base)
+    return "\n".join(lines) + usage(folder, recipe, splits["format"], splits["labels"], base, tokenizer)
 
 
-def usage(folder: Path, recipe: Recipe, format: str, labels: list[str] | None, base: str) -> str:
+def usage(
+    folder: Path,
+    recipe: Recipe,
+    format: str,
+    labels: list[str] | None,
+    base: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> str:
     """How to use the run: with ``load_run``, as code that runs from the folder that holds it, and without."""
     part = runs.weights(folder).name
     run = folder.name if folder.is_absolute() else folder.as_posix()
     if labels:
         code = CLASSIFY.format(run=json.dumps(run), seq_len=recipe.train.seq_len)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(folder / part)
         code = GENERATE.format(run=json.dumps(run), inputs=inputs(format, tokenizer))
     loader = f"AutoModelFor{'SequenceClassification' if labels else 'CausalLM'}.from_pretrained"
     count = f", num_labels={len(labels)}" if labels else ""

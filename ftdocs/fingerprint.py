@@ -34,6 +34,7 @@ def code_fingerprint(*roots: str | Path, package: Path = PACKAGE) -> str:
     return digest.hexdigest()
 
 
+@cache
 def meaning(source: str) -> str:
     """A module's syntax tree without docstrings, written in a way that is the same in every Python version."""
     tree = ast.parse(source)
@@ -73,19 +74,22 @@ def reached(*roots: str | Path, package: Path = PACKAGE) -> list[Path]:
     return sorted(path for path in found if path.is_relative_to(package))
 
 
-def imports(source: str, module: str = "") -> Iterator[str]:
+@cache
+def imports(source: str, module: str = "") -> list[str]:
     """Dotted names that a source imports; ``from a import b`` gives ``a.b``, which may be a module or not.
 
     Args:
         module: the source's own dotted name, from which relative imports start.
     """
+    found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             parents = module.split(".")[: -node.level] if node.level else []
             base = ".".join([*parents, *([node.module] if node.module else [])])
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            found += [f"{base}.{alias.name}" for alias in node.names]
+    return found
 
 
 def distributions(sources: Iterable[str]) -> dict[str, str]:

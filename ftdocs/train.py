@@ -285,7 +285,7 @@ def finish(work: Job, done: int, weights: dict[str, torch.Tensor] | None) -> run
     folder, counts = work.folder, work.progress
     save(work.model, weights, work.tokenizer, work.recipe, folder)
     result = runs.Result(folder, done, counts.tokens, counts.seconds, counts.final_loss())
-    text = card.model_card(folder, result)
+    text = card.model_card(folder, result, work.tokenizer)
     for place in (folder, runs.weights(folder)):  # the weights are what is handed on
         files.write_atomic(place / runs.CARD, text)
     runs.finish(folder, result)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,6 @@ from hypothesis import settings
 from ftdocs.cli import quiet_libraries
 
 quiet_libraries()
-from ftdocs import fingerprint  # noqa: E402
-
-# A second of every training, and hundreds train: the package's sources do not change meanwhile, and these two
-# functions know nothing but the source that they are given.
-fingerprint.meaning = cache(fingerprint.meaning)
-fingerprint.imports = cache(lambda source, module="", found=fingerprint.imports: tuple(found(source, module)))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import hub_server  # noqa: E402

@@ -18,6 +18,9 @@ from transformers import (
     DistilBertModel,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GPTNeoXForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     ModernBertConfig,
@@ -376,6 +379,20 @@ def test_what_trains_with_one_process_says_so(name, recipe, tmp_path, monkeypatc
     with pytest.raises(InputError, match=rf"method\.name: {name} trains with one process"):
         fit(recipe(name, "label"), tmp_path / "run", {}, resume=False, progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_bitfit_leaves_a_pretrained_head_alone_and_trains_a_new_one():
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = GPTNeoXConfig(**sizes, intermediate_size=32, tie_word_embeddings=False, num_labels=2)
+    config.pad_token_id = 0
+
+    def moved(model: torch.nn.Module) -> set[str]:
+        trained = choose_weights(model, Method(name="bitfit"))
+        return {name for name, weight in trained.named_parameters() if weight.requires_grad}
+
+    predicts, chooses = moved(GPTNeoXForCausalLM(config)), moved(GPTNeoXForSequenceClassification(config))
+    assert all(name.endswith(".bias") for name in predicts)
+    assert chooses - predicts == {"score.weight"}
 
 
 def test_prompt_tuning_of_a_decoder_classifier_is_refused(recipe, tmp_path, tiny_llama):

@@ -240,7 +240,9 @@ def as_plain_lora(model: PeftModel, start: dict[str, torch.Tensor]) -> dict[str,
 
 
 def train_biases(model: PreTrainedModel) -> PreTrainedModel:
-    """BitFit (Ben Zaken et al., 2022): let the optimiser change the biases, and a new head, in place.
+    """BitFit (Ben Zaken et al., 2022): let the optimiser change the biases, and a classifier's new head, in place.
+
+    A head that predicts tokens was pretrained with the rest, so it stays, whether it shares the embedding or not.
 
     Raises:
         InputError: the model has no biases, as LLaMA and its kin.
@@ -250,6 +252,7 @@ def train_biases(model: PreTrainedModel) -> PreTrainedModel:
         raise InputError(
             "method.name: bitfit trains biases, and this model has none; norms trains as few weights"
         )
+    has_new_head = classifies(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = name.endswith(".bias") or name not in inside
+        parameter.requires_grad = name.endswith(".bias") or (has_new_head and name not in inside)
     return model
