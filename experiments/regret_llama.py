@@ -2,10 +2,10 @@
 
 As in `regret`, with SmolLM2-135M-Instruct in the place of MiniLM. Held fixed: `recipes/first-fine-tune.yaml` with
 sequences of 256 tokens, 48 of them, each read once in 24 steps of two; the split, by module, so that nobody is tested
-on a module that was read; an alpha of 32. What changes is the learning rate, for every weight and for adapters of ranks 1, 8
-and 64 on all linear layers. The seed changes the order of the
-sequences and the first weights of the adapters. Columns: loss on the validation documents, by which a rate may be
-chosen, and on the test documents, by which nothing is; trained weights. Where the loss grew beyond all measure there is
+on a module that was read; an alpha of 32. What changes is the learning rate, for every weight and for adapters of
+ranks 1, 8 and 64 on all linear layers. The seed changes the order of the sequences and the first weights of the
+adapters. Columns: loss on the validation documents, by which a rate may be chosen, and on the test documents, by which
+nothing is; trained weights. Where the loss grew beyond all measure there is
 only ``diverged``.
 """
 
