@@ -1,7 +1,7 @@
 """Do findings of *LoRA Without Regret* hold for a decoder of 135 million weights that reads documentation?
 
 As in `regret`, with SmolLM2-135M-Instruct in the place of MiniLM. Held fixed: `recipes/first-fine-tune.yaml` with
-sequences of 256 tokens, 48 of them, each read once in 24 steps of two; the split, by module, so that nobody is tested
+sequences of 256 tokens, 32 of them, each read once in 16 steps of two; the split, by module, so that nobody is tested
 on a module that was read; an alpha of 32. What changes is the learning rate, for every weight and for adapters of
 ranks 1, 8 and 64 on all linear layers. The seed changes the order of the sequences and the first weights of the
 adapters. Columns: loss on the validation documents, by which a rate may be chosen, and on the test documents, by which
@@ -25,7 +25,7 @@ from ftdocs.train import choose_weights
 
 RECIPE = Path(__file__).parents[1] / "recipes/first-fine-tune.yaml"
 SEEDS = [0, 1, 2]
-SEQUENCES, STEPS, LENGTH = 48, 24, 256
+SEQUENCES, STEPS, LENGTH = 32, 16, 256
 FIXED = [
     *("data.limit=1000", "data.validation=0.02", "data.test=0.02", "data.seed=0"),
     *(f"train.seq_len={LENGTH}", f"train.max_steps={STEPS}", "train.engine=loop"),

@@ -49,6 +49,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 by_weight += gradient.T @ h
             if by_bias is not None:
                 by_bias += gradient.sum(0)
+            del logits, gradient  # before the next chunk's are made
         ctx.gradients, ctx.dtype = (by_hidden, by_weight, by_bias), hidden.dtype
         return total
 
