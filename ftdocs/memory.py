@@ -44,6 +44,7 @@ class Setting:
         optimizer: adamw is the ``foreach`` kind; what is paged lies in the CPU's memory.
         master_weights: weights are float32, and matrix products read bfloat16 copies (autocast).
         fused_loss: the logits are made and dropped in pieces.
+        loss_chunk: of how many positions the pieces are, as in ``ftdocs.loss``; 0: as Liger Kernel cuts them.
         attention: eager keeps a matrix of tokens × tokens for each head.
         cpu_offload: optimiser state, and what is sharded, lies in the CPU's memory between uses.
         sync_each_batch: FSDP divides the gradients of each micro-batch, as the ``loop`` engine does; else, as under
@@ -63,6 +64,7 @@ class Setting:
     optimizer: Optimizer = "adamw"
     master_weights: bool = False
     fused_loss: bool = False
+    loss_chunk: int = 0
     attention: Attention = "sdpa"
     cpu_offload: bool = False
     sync_each_batch: bool = False
@@ -331,10 +333,29 @@ def loss_bytes(shape: Shape, setting: Setting) -> int:
     if not setting.fused_loss:
         capped = setting.size if shape.family == "gemma2" else 0  # its logits go through a tanh
         return (12 + capped) * setting.tokens * shape.vocabulary
+    if setting.loss_chunk:
+        return chunk_bytes(shape, setting)
     # Liger Kernel's pieces (Hsu et al., 2024): as many tokens at once as make the logits no larger than the input.
     pieces = -(-shape.vocabulary // shape.hidden)
     rows = 1 << max(0, (-(-setting.tokens // pieces) - 1).bit_length())
     return setting.tokens * shape.hidden * setting.size + rows * shape.vocabulary * (setting.size + 4)
+
+
+def chunk_bytes(shape: Shape, setting: Setting) -> int:
+    """Bytes of ``ftdocs.loss`` at its fullest, but for the head's gradient, which it sums in float32.
+
+    The input of the head is copied, and its gradient is float32. Of a piece there are the float32 logits, and beside
+    them first their exponentials, whose sum is the softmax's divisor, then a copy in the dtype of the products and what
+    that adds to the head's gradient.
+    """
+    logits = min(setting.loss_chunk, setting.tokens) * shape.vocabulary
+    copied = setting.size if setting.size < 4 else 0
+    added = setting.size * shape.embedding if setting.full else 0
+    return (
+        setting.tokens * shape.hidden * (setting.size + 4)
+        + 4 * logits
+        + max(4 * logits, copied * logits + added)
+    )
 
 
 # --- the moments ---------------------------------------------------------------------------------------------------
@@ -382,6 +403,9 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
 
     head = number * shape.embedding if setting.full and shape.family != "bert" else 0
     head = head if setting.shares > 1 or shares == 1 else head // shares
+    by_loss = head if setting.fused_loss else 0
+    if setting.loss_chunk and setting.full and shape.family != "bert":
+        by_loss = 4 * shape.embedding
     top, bottom = layers, 1
     found = [
         Moment(
@@ -389,7 +413,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
             {
                 **base,
                 "bf16 copies": copies if not setting.checkpointing else copies_of_head(shape, setting),
-                "gradients": before + (head if setting.fused_loss else 0),
+                "gradients": before + by_loss,
                 "activations": layers * held + final - unused,
                 "logits": loss_bytes(shape, setting),
             },
@@ -540,7 +564,12 @@ def assumptions(shape: Shape, setting: Setting) -> list[str]:
         (setting.autocast and setting.full, "weights in float32; matrix products read bfloat16 copies (autocast)"),
         (setting.autocast and not setting.full, "adapters multiply in bfloat16 (autocast)"),
         (setting.method == "qlora", f"nf4, double quantisation, blocks of 64; the rest in {setting.dtype}"),
-        (setting.fused_loss, "the loss in pieces, as Liger Kernel cuts them"),
+        (
+            setting.fused_loss,
+            f"the loss in pieces of {setting.loss_chunk} positions, as ftdocs train makes it"
+            if setting.loss_chunk
+            else "the loss in pieces, as Liger Kernel cuts them",
+        ),
         (setting.optimizer == "adamw", "AdamW of the foreach kind, with one more temporary of the gradients' size"),
         (setting.optimizer.startswith("paged"), "the optimiser's pages lie in the CPU's memory"),
         (setting.shares > 1, "one unit a block, and one for embedding, output layer and norm, which stays whole"),

@@ -121,6 +121,18 @@ def keep_gradients(model: PreTrainedModel) -> None:
             part.support_avx512bf16_for_cpu = False
 
 
+def compute_anew(model: torch.nn.Module) -> None:
+    """Activation checkpointing (Chen et al., 2016), in place: layers keep their input, and the backward pass the rest.
+
+    Raises:
+        InputError: Transformers' code of the model has none.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not base.supports_gradient_checkpointing:
+        raise InputError(f"train.checkpointing: {base.config.model_type} models cannot; leave it out")
+    base.activation_checkpointing_enable()
+
+
 def set_dropout(model: PreTrainedModel, share: float) -> None:
     """Let this share of values be left out at random wherever the model has dropout (Srivastava et al., 2014)."""
     for part in model.modules():

@@ -14,6 +14,7 @@ from ftdocs.recipe import Recipe
 from ftdocs.shapes import Shape
 
 CONTEXT = 600_000_000  # bytes that CUDA and its libraries take on a GPU before the first tensor
+LOSS_CHUNK = 256  # ftdocs.loss.CHUNK, without importing torch
 GAPS = (1.0, 1.1)  # what the allocator holds, by what it has handed out: from no gaps to those often seen
 UTILISATION = 0.35  # of the peak, which a tuned script reaches on one GPU; state yours with --utilisation
 # A recipe's methods that are planned, and as what: those of one kind take the same memory.
@@ -104,6 +105,8 @@ def of_recipe(recipe: Recipe) -> tuple[Shape, Setting]:
         optimizer="adamw-fused",
         master_weights=mixed,
         fused_loss=True,
+        loss_chunk=LOSS_CHUNK,
+        checkpointing=asked.checkpointing,
         sync_each_batch=asked.engine == "loop",
         rank=method.rank,
         targets=method.targets,

@@ -224,6 +224,11 @@ class Train(Section):
     packing: bool = Field(
         True, description="several documents in one sequence, kept apart by their positions"
     )
+    checkpointing: bool = Field(
+        False,
+        description="activation checkpointing: a layer keeps its input alone, and is computed anew in the backward "
+        "pass; less memory, about a third slower, the same weights",
+    )
     precision: Literal["auto", "fp32", "bf16", "bf16-mixed"] = Field(
         "auto",
         description="bf16: weights and arithmetic; bf16-mixed: trained weights fp32, frozen ones and arithmetic bf16; "

@@ -29,8 +29,8 @@ RECIPE, ENVIRONMENT, METRICS, SPLITS, RESULT, CARD = (
 )
 # Keys that do not change the trained weights, so that a run is reused whatever they are.
 IRRELEVANT = {"train": {"save_every", "report_to"}, "data": {"path", "name"}}
-# How a step's rows are spread; their product is what the weights depend on.
-SPREAD = ("batch_size", "accumulation", "processes")
+# How a step is carried out: its rows spread, whose number is what the weights depend on, and activations kept or not.
+SPREAD = ("batch_size", "accumulation", "processes", "checkpointing")
 
 FEW = 30  # held-out rows: with fewer, one answer more or less is over three points of accuracy
 

@@ -103,6 +103,11 @@ def fit(
         is_label = splits.format == "label"
         if recipe.train.patience:
             check_patience(recipe.method, len(splits.validation))
+        if recipe.method.name == "prefix" and recipe.train.checkpointing:
+            raise InputError(
+                "train.checkpointing: a layer that is computed anew would be without method.name prefix's keys and"
+                " values; leave it out, or use lora"
+            )
         if recipe.method.name == "features" and not is_label:
             raise InputError(
                 "method.name: features fits a classifier, and this data has no labels; use layers"
@@ -128,6 +133,8 @@ def fit(
         torch.manual_seed(recipe.train.seed)
         total = 1 if recipe.method.name == "features" else job.steps(recipe, len(train_rows))
         trainable = choose_weights(model, recipe.method, total)
+        if recipe.train.checkpointing:
+            models.compute_anew(trainable)
 
     # From here on the folder is a run: all that can be wrong with the input has been found.
     majority = Counter(row["label"] for row in train_rows).most_common(1)[0][0] if is_label else None
@@ -150,6 +157,8 @@ def fit(
             recipe.model_copy(update={"model": str(language / "model")}), splits.labels
         )
         trainable = choose_weights(trainable, recipe.method)
+        if recipe.train.checkpointing:
+            models.compute_anew(trainable)
     start = trained_matrices(trainable) if recipe.method.name == "pissa" else {}
     counts = Progress.start(folder, last, progress, watch)
     work = Job(

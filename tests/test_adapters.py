@@ -381,6 +381,39 @@ def test_what_trains_with_one_process_says_so(name, recipe, tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("engine", ["loop", "trainer"])
+@pytest.mark.parametrize("name", ["full", "lora", "qlora", "prompt"])
+def test_checkpointing_computes_layers_twice_and_trains_the_same_weights(
+    name, engine, recipe, tmp_path, monkeypatch
+):
+    complete, calls, kept = train.__globals__["complete"], [], {}
+
+    def watched(work):
+        hidden = [part for part in work.model.modules() if type(part).__name__ == "LlamaMLP"]
+        hidden[0].register_forward_pre_hook(lambda layer, _: calls.append(layer.training))
+        return complete(work)
+
+    monkeypatch.setitem(train.__globals__, "complete", watched)
+    for checkpointing in (False, True):
+        calls.clear()
+        asked = recipe(name, engine=engine, checkpointing=checkpointing, dropout=0.1)
+        run = train(asked, tmp_path / f"run-{checkpointing}").run
+        [weights] = run.glob("*/*model.safetensors")
+        kept[checkpointing] = load_file(weights)
+        assert sum(calls) == (4 if checkpointing else 2)  # of two steps; validations keep nothing anyway
+    assert all(torch.equal(weight, kept[True][name]) for name, weight in kept[False].items())
+
+
+def test_checkpointing_is_refused_where_a_layer_would_lose_its_prefix_or_has_none(recipe, tmp_path):
+    with pytest.raises(InputError, match=r"train\.checkpointing: a layer that is computed anew"):
+        train(recipe("prefix", checkpointing=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    plain = LlamaForCausalLM(LlamaConfig(**SIZES))
+    plain.supports_gradient_checkpointing = False
+    with pytest.raises(InputError, match=r"train\.checkpointing: llama models cannot"):
+        models.compute_anew(plain)
+
+
 def test_bitfit_leaves_a_pretrained_head_alone_and_trains_a_new_one():
     sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = GPTNeoXConfig(**sizes, intermediate_size=32, tie_word_embeddings=False, num_labels=2)

@@ -49,6 +49,8 @@ def run_case(case: dict) -> None:
         each = work(folder, classifier(), labelled(documents(ROWS)), kind="label", **train)
     else:
         each = work(folder, rows=documents(ROWS), method=case["method"], **train)
+    if each.recipe.train.checkpointing:
+        models.compute_anew(each.model)
     each.resumed_from = Path(case["resume"]) if "resume" in case else None
     engine.run(each)
     if processes.count() > 1 and case["engine"] == "loop":
@@ -103,9 +105,14 @@ def test_two_processes_train_as_one_and_take_up_each_others_checkpoints(tmp_path
             case(method, "two-then-two", resume="two"),
         )
     ]
+    several.append(case("full", "two-anew", save_every=10, checkpointing=True))
     process = launch(launcher, __file__, json.dumps(several))
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
+    kept, anew = (
+        load_file(tmp_path / f"{name}-full" / "weights.safetensors") for name in ("two", "two-anew")
+    )
+    assert all(torch.equal(weight, anew[name]) for name, weight in kept.items())
     for method in methods:
         run_case(case(method, "two-then-one", resume="two", **alone))
         one = tmp_path / f"one-{method}"
