@@ -97,6 +97,7 @@ def setting(way: Way, options: argparse.Namespace) -> Setting:
         seq_len=options.seq_len,
         checkpointing=way.checkpointing,
         fused_loss=way.chunked,
+        loss_chunk=loss.CHUNK if way.chunked else 0,
         optimizer="adamw-fused" if way.fused else "adamw",
     )
 

@@ -441,8 +441,11 @@ def plan(options: argparse.Namespace) -> None:
         raise InputError(
             f"{' and '.join(adapters)}: method {setting.method} has no adapters; add --method lora or qlora"
         )
-    steps = plan.fit(shape, setting, plan.gpu_bytes(options.gpu)) if options.fit else None
+    of_recipe = options.recipe is not None
+    steps = plan.fit(shape, setting, plan.gpu_bytes(options.gpu), of_recipe) if options.fit else None
     found = plan.report(shape, setting, options.gpu, steps)
+    if steps and of_recipe:
+        found["overrides"] = plan.overrides(setting, steps[-1].setting)
     if options.gpu:
         chosen = steps[-1].setting if steps else setting
         price, dated = options.price, {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -87,7 +88,9 @@ def fits(need: Need, capacity: int) -> bool:
 
 
 def of_recipe(recipe: Recipe) -> tuple[Shape, Setting]:
-    """The shape and the setting of a recipe, as ``ftdocs train`` would run it on one GPU: its loss is made in pieces.
+    """The shape and the setting of a recipe, as ``ftdocs train`` would run it on one GPU.
+
+    Its loss is made in pieces, but for models that do more than multiply to get their logits.
 
     Raises:
         InputError: a model that the planner does not know, or a method that it has no form for.
@@ -96,6 +99,8 @@ def of_recipe(recipe: Recipe) -> tuple[Shape, Setting]:
     if method.name not in PLANNED_AS:
         raise InputError(f"method.name: {method.name}: {not_planned(method.name)}")
     mixed = asked.precision in ("auto", "bf16-mixed")
+    shape = shapes.find(recipe.model)
+    in_pieces = shape.family not in ("bert", "gemma2")
     setting = Setting(
         method=PLANNED_AS[method.name],  # type: ignore[arg-type]
         dtype="fp32" if asked.precision == "fp32" else "bf16",
@@ -104,14 +109,38 @@ def of_recipe(recipe: Recipe) -> tuple[Shape, Setting]:
         seq_len=asked.seq_len,
         optimizer="adamw-fused",
         master_weights=mixed,
-        fused_loss=True,
-        loss_chunk=LOSS_CHUNK,
+        fused_loss=in_pieces,
+        loss_chunk=LOSS_CHUNK if in_pieces else 0,
         checkpointing=asked.checkpointing,
         sync_each_batch=asked.engine == "loop",
         rank=method.rank,
         targets=method.targets,
     )
-    return shapes.find(recipe.model), setting
+    return shape, setting
+
+
+def overrides(before: Setting, now: Setting) -> list[str]:
+    """What to hand to ``ftdocs train --set`` so that a recipe that was planned as ``before`` trains as ``now``.
+
+    A method that changes takes its own learning rate with it. What spreads over GPUs is said where processes are
+    started, and not in a recipe.
+    """
+    keys = {
+        "method": "method.name",
+        "batch_size": "train.batch_size",
+        "accumulation": "train.accumulation",
+        "checkpointing": "train.checkpointing",
+    }
+    changed = {
+        key: getattr(now, name) for name, key in keys.items() if getattr(now, name) != getattr(before, name)
+    }
+    if "method.name" in changed:
+        changed["train.learning_rate"] = None
+    if now.dtype != before.dtype:
+        changed["train.precision"] = "auto"
+    return [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
+    ]
 
 
 def not_planned(method: str) -> str:
@@ -124,15 +153,21 @@ def not_planned(method: str) -> str:
     )
 
 
-def fit(shape: Shape, setting: Setting, capacity: int) -> list[Step]:
+def fit(shape: Shape, setting: Setting, capacity: int, recipe: bool = False) -> list[Step]:
     """What to turn on so that a training fits: of all combinations the cheapest; the last step's setting is the plan.
 
     Cheapest is first what keeps the method, then what is predicted to be fastest, then the fewest changes.
 
+    Args:
+        shape: of the model.
+        setting: of the training.
+        capacity: bytes of a GPU.
+        recipe: only what ``ftdocs train`` has too.
+
     Raises:
         InputError: nothing does; says how much is missing with what needs least.
     """
-    found = [(chosen, wanted, memory.need(shape, wanted)) for chosen, wanted in combinations(setting)]
+    found = [(chosen, wanted, memory.need(shape, wanted)) for chosen, wanted in combinations(setting, recipe)]
     fitting = [(chosen, wanted) for chosen, wanted, need in found if fits(need, capacity)]
     if not fitting:
         chosen, _, need = min(found, key=lambda each: each[2].peak.total)
@@ -153,10 +188,12 @@ def fit(shape: Shape, setting: Setting, capacity: int) -> list[Step]:
     return after(shape, setting, chosen)
 
 
-def combinations(setting: Setting) -> Iterator[tuple[list["Remedy"], Setting]]:
+def combinations(setting: Setting, recipe: bool = False) -> Iterator[tuple[list["Remedy"], Setting]]:
     """Remedies that can be taken together, in their order, with the setting after them; first none at all."""
     waiting: list[tuple[list[Remedy], Setting]] = [([], setting)]
     for remedy in remedies(setting):
+        if recipe and not remedy.in_recipes:
+            continue
         for chosen, now in list(waiting):
             with contextlib.suppress(InputError):  # what Setting refuses is no plan
                 if (wanted := remedy.apply(now)) != now:
@@ -171,6 +208,7 @@ class Remedy:
     change: str
     apply: Callable[[Setting], Setting]
     slower: float
+    in_recipes: bool = True  # whether ``ftdocs train`` has it
 
 
 def after(shape: Shape, setting: Setting, chosen: list[Remedy]) -> list[Step]:
@@ -234,10 +272,10 @@ def remedies(setting: Setting) -> list[Remedy]:
     )
     return [
         Remedy("attention without matrices of tokens × tokens", without_matrices, CHEAP),
-        Remedy("the loss in pieces", lambda now: replace(now, fused_loss=True), CHEAP),
+        Remedy("the loss in pieces", lambda now: replace(now, fused_loss=True), CHEAP, in_recipes=False),
         Remedy("fused AdamW", fused, CHEAP),
         *smaller,
-        Remedy("AdamW with 8-bit state", eight_bit, 0.02),
+        Remedy("AdamW with 8-bit state", eight_bit, 0.02, in_recipes=False),
         Remedy("FSDP", shared, 0.1),
         Remedy("activation checkpointing", lambda now: replace(now, checkpointing=True), 1 / 3),
         Remedy("LoRA instead of all weights", adapters, CHEAP),
@@ -341,6 +379,8 @@ def as_text(found: dict[str, Any]) -> str:
     for step in found.get("changes", []):
         slower = f"about {step['slower']:.0%} slower" if step["slower"] else "no slower"
         lines.append(f"  + {step['change']}: {step['peak_bytes'] / 1e9:.2f} GB, {slower} (predicted)")
+    if found.get("overrides"):
+        lines.append("in the recipe: " + " ".join(f"--set {change}" for change in found["overrides"]))
     if "estimate" in found:
         said = ", ".join(
             f"{key.replace('_', ' ')} {value if isinstance(value, str) else format(value, ',')}"

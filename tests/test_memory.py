@@ -27,9 +27,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from ftdocs import cli, memory, plan, shapes
+from ftdocs import cli, loss, memory, plan, shapes
 from ftdocs.errors import InputError
+from ftdocs.measure import allocated_peak
 from ftdocs.memory import Setting
+from ftdocs.methods.lora import add_lora
+from ftdocs.models import compute_anew
 from ftdocs.recipe import Recipe
 from ftdocs.trace import traced_step
 
@@ -43,6 +46,14 @@ SIZES = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+}
+SMALL = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 16000,
 }
 NO_DROPOUT = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 CONFIGS = {
@@ -524,6 +535,85 @@ def test_what_fits_without_gaps_may_just_fit(capsys):
     asked = ["plan", "--model", "Llama-3.1-8B", "--method", "lora", "--seq-len", "2816", "--checkpointing"]
     assert cli.main([*asked, "--gpu", "A10G-24GB"]) == 0
     assert "may just fit: the GPU has 24.1 GB\nnext:" in capsys.readouterr().out
+
+
+def test_a_plan_for_a_recipe_has_only_what_ftdocs_train_has_and_says_how_to_set_it(capsys, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "model: Llama-3.1-8B\ndata: {path: rows.jsonl}\nmethod: {name: full}\n"
+        "train: {batch_size: 8, seq_len: 4096, precision: bf16}\n"
+    )
+    gpu = ["--gpu", "A10G-24GB", "--fit"]
+    found = answer(capsys, str(recipe), *gpu)
+    changes = {step["change"] for step in found["changes"]}
+    assert found["fits"] and "AdamW with 8-bit state" not in changes and "activation checkpointing" in changes
+    assert {"method.name=lora", "train.learning_rate=null", "train.checkpointing=true"} <= set(
+        found["overrides"]
+    )
+    planned = Recipe.load(recipe, found["overrides"], "gpu")
+    shape, setting = plan.of_recipe(planned)
+    assert memory.need(shape, setting).peak.total == found["peak_bytes"]
+    assert cli.main(["plan", str(recipe), *gpu]) == 0
+    assert f"in the recipe: --set {' --set '.join(found['overrides'])}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"master_weights": True},
+        {"checkpointing": True},
+        {"dtype": "fp32"},
+        {"method": "lora"},
+        {"method": "lora", "master_weights": True, "checkpointing": True},
+        {"method": "lora", "batch_size": 1, "seq_len": 64},
+    ],
+)
+def test_the_loss_of_ftdocs_takes_what_the_allocator_hands_out_in_a_real_step(kind, tied):
+    """A model whose vocabulary is what counts; weights and the optimiser's averages are there before."""
+    config = LlamaConfig(**SMALL, tie_word_embeddings=tied, use_cache=False)
+    kind = {"batch_size": 4, "seq_len": 512, "optimizer": "adamw-fused", **kind}
+    setting = Setting(**kind, fused_loss=True, loss_chunk=plan.LOSS_CHUNK)
+    whole = (setting.full and setting.master_weights) or setting.dtype == "fp32"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if whole else torch.bfloat16)
+    if not setting.full:
+        model = add_lora(model)
+    if setting.checkpointing:
+        compute_anew(model)
+    model.train()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    adamw = torch.optim.AdamW(trained, fused=True)
+    ids = torch.randint(0, config.vocab_size, (setting.batch_size, setting.seq_len))
+
+    def step():
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting.autocast):
+            found = model(input_ids=ids, labels=ids).loss
+        found.backward()
+        del found
+        adamw.step()
+        adamw.zero_grad()
+
+    with loss.chunked(model):
+        step()
+        measured = allocated_peak(step)
+    shape = shape_of(config)
+    need = memory.need(shape, setting)
+    planned = need.peak.total - need.resting_bytes
+    # Added to a float32 sum, a CPU makes bfloat16 numbers float32 before, and a GPU on the way.
+    on_a_cpu = 4 * shape.embedding if setting.full and setting.size == 2 else 0
+    assert need.peak.name == "the loss's backward"
+    assert planned == pytest.approx(measured, rel=0.02 + on_a_cpu / measured)
+    assert planned < 1.02 * measured
+
+
+def test_a_recipes_loss_is_planned_as_it_is_made():
+    assert plan.LOSS_CHUNK == loss.CHUNK
+    shape, setting = plan.of_recipe(Recipe(model="Llama-3.2-1B", data={"name": "docstrings"}))
+    assert any("256 positions, as ftdocs train" in text for text in memory.need(shape, setting).assumptions)
+    _, capped = plan.of_recipe(Recipe(model="gemma-2-9b", data={"name": "docstrings"}))
+    assert not capped.fused_loss  # its logits go through a tanh, so ftdocs leaves it its own loss
 
 
 def test_a_recipe_of_the_loop_divides_its_gradients_each_time():
