@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ftdocs.errors import InputError
-from ftdocs.shapes import Shape
+from ftdocs.shapes import Linear, Shape
 
 Method = Literal["full", "lora", "qlora"]
 Dtype = Literal["bf16", "fp16", "fp32"]
@@ -127,6 +127,11 @@ class Setting:
         return 4 if self.autocast and self.full else self.size
 
     @property
+    def divides_from_the_start(self) -> bool:
+        """ZeRO-3's share of the gradients is allocated once, and stays between steps."""
+        return self.gpus > 1 and self.sharding == "zero3" and not self.cpu_offload
+
+    @property
     def tokens(self) -> int:
         """Of a micro-batch, padding included."""
         return self.batch_size * self.seq_len
@@ -224,37 +229,59 @@ def kept_by_block(shape: Shape, setting: Setting) -> int:
     Counted from transformers' layers. A weight that is frozen needs nothing of what came in to make its gradient; an
     adapter does, in float32 where there is no autocast.
     """
-    size, hidden, middle = setting.size, shape.hidden, shape.intermediate
+    return kept_by_attention(shape, setting) + kept_by_mlp(shape, setting)
+
+
+def kept_by_attention(shape: Shape, setting: Setting) -> int:
+    """A block's first half, with its norm."""
+    size = setting.size
     # Eager attention repeats keys and values for every head of the queries.
     keys = shape.queries if setting.attention == "eager" else shape.keys
-    attention = size * (2 * shape.queries + 2 * keys) + 4 * shape.heads
+    kept = size * (2 * shape.queries + 2 * keys) + 4 * shape.heads
     if shape.family == "phi3":  # one product makes all three, and the values, a view, keep its whole result
-        attention += size * (shape.queries + shape.keys)
-    if shape.gated:
-        mlp = size * 3 * middle  # the gate before and after its activation, and what it multiplies
-    else:
-        # gelu_new is written in Python and keeps x, x/2, the tanh, and 1 + tanh; gelu is one operation.
-        mlp = size * middle * (1 if shape.family == "bert" else 4)
-    norms = 2 * norm(shape, setting) if shape.norm_count > 1 else norm(shape, setting)
-    if shape.norm_count == 4:  # two more, after attention and MLP, whose results no product reads
-        norms += 2 * norm(shape, setting, read=False)
+        kept += size * (shape.queries + shape.keys)
     if shape.family in ("qwen3", "gemma3_text"):  # queries and keys are normed too
         width, heads = shape.queries + shape.keys, shape.heads + shape.kv_heads
         scaled = 4 if shape.family == "gemma3_text" else size
-        norms += 4 * width + 4 * heads + (scaled * width if setting.full else 0)
-    if setting.full:
-        inputs = size * middle  # of the last product
-        if setting.autocast:  # every product has its own bfloat16 copy of what comes in
-            ins = [
-                each for each in shape.linears if each.inputs == hidden and each.name not in outputs_of(shape)
-            ]
-            inputs += size * hidden * len(ins)
+        kept += 4 * width + 4 * heads + (scaled * width if setting.full else 0)
+    return kept + kept_around(shape, setting, halves(shape)[0]) + norm(shape, setting)
+
+
+def kept_by_mlp(shape: Shape, setting: Setting) -> int:
+    """A block's second half, with its norm, if it has one of its own."""
+    size, middle = setting.size, shape.intermediate
+    if shape.gated:
+        kept = size * 3 * middle  # the gate before and after its activation, and what it multiplies
     else:
-        inputs = adapter_inputs(shape, setting)
-    dropped = 0
-    if shape.family in ("gpt2", "bert"):  # two dropouts on the stream, each with a mask of one byte a number
-        dropped = 2 * hidden
-    return norms + attention + mlp + inputs + dropped
+        # gelu_new is written in Python and keeps x, x/2, the tanh, and 1 + tanh; gelu is one operation.
+        kept = size * middle * (1 if shape.family == "bert" else 4)
+    if setting.full:
+        kept += size * middle  # the input of the last product
+    own = norm(shape, setting) if shape.norm_count > 1 else 0
+    return kept + kept_around(shape, setting, halves(shape)[1]) + own
+
+
+def kept_around(shape: Shape, setting: Setting, linears: list[Linear]) -> int:
+    """Bytes a token that either half of a block keeps besides: inputs of its linear layers, and what follows them."""
+    kept = 0
+    if not setting.full:
+        kept += adapter_inputs(shape, setting, linears)
+    elif setting.autocast:  # every product has its own bfloat16 copy of what comes in
+        ends = outputs_of(shape)
+        ins = [each for each in linears if each.inputs == shape.hidden and each.name not in ends]
+        kept += setting.size * shape.hidden * len(ins)
+    if shape.norm_count == 4:  # one more behind each half, whose result no product reads
+        kept += norm(shape, setting, read=False)
+    if shape.family in ("gpt2", "bert"):  # dropout on the stream, with a mask of one byte a number
+        kept += shape.hidden
+    return kept
+
+
+def halves(shape: Shape) -> tuple[list[Linear], list[Linear]]:
+    """The linear layers of a block's attention, and those of its MLP."""
+    names = [linear.name for linear in shape.linears]
+    cut = names.index(outputs_of(shape)[0]) + 1
+    return list(shape.linears[:cut]), list(shape.linears[cut:])
 
 
 def outputs_of(shape: Shape) -> tuple[str, str]:
@@ -279,37 +306,52 @@ def norm(shape: Shape, setting: Setting, read: bool = True) -> int:
     return 4 * shape.hidden + 4 + scaled * shape.hidden + result
 
 
-def adapter_inputs(shape: Shape, setting: Setting) -> int:
-    """Bytes a token that a block's adapters keep: of each its input as it multiplies it, and what A makes of it.
+def adapter_inputs(shape: Shape, setting: Setting, linears: list[Linear]) -> int:
+    """Bytes a token that the adapters of some of a block's layers keep: their inputs, and what A makes of them.
 
     In 16 bits each adapter makes a copy of its own, in float32 or under autocast in bfloat16. In float32 there is none:
     the layers that read the same share it, and what ends attention is kept by attention already.
     """
-    targets = shape.targeted(setting.targets)
+    targets = [linear for linear in shape.targeted(setting.targets) if linear in linears]
     if setting.dtype != "fp32":
         size = setting.size if setting.autocast else 4
         return sum(size * (linear.inputs + setting.rank) for linear in targets)
     ends = outputs_of(shape)
-    groups = {
-        linear.name if linear.name in ends else place // 3: linear.inputs
-        for place, linear in enumerate(shape.linears)
-        if linear in targets and linear.name != ends[0]
-    }
-    return 4 * (sum(groups.values()) + setting.rank * len(targets))
+    shared = {linear.name if linear.name in ends else "": linear.inputs for linear in targets}
+    shared.pop(ends[0], None)
+    return 4 * (sum(shared.values()) + setting.rank * len(targets))
 
 
 def scores(shape: Shape, setting: Setting) -> int:
     """Bytes of a block's tokens × tokens matrices: none but for eager attention.
 
     That keeps a float32 softmax and a copy of it in the dtype of the values; GPT-2 and BERT the softmax alone, in that
-    dtype; Gemma 2 what it caps the scores with as well.
+    dtype, but for GPT-2's float32 weights under autocast; Gemma 2 what it caps the scores with as well.
     """
     if setting.attention != "eager":
         return 0
     copy = setting.size if setting.size == 2 else 0
-    each = setting.size if shape.family in ("gpt2", "bert") else 4 + copy
+    each = setting.size if one_softmax(shape, setting) else 4 + copy
     each += setting.size if shape.family == "gemma2" else 0
     return each * setting.batch_size * shape.heads * setting.seq_len**2
+
+
+def one_softmax(shape: Shape, setting: Setting) -> bool:
+    """Whether eager attention has its softmax in one dtype alone."""
+    return shape.family == "bert" or (shape.family == "gpt2" and not (setting.autocast and setting.full))
+
+
+def backward_of_attention(shape: Shape, setting: Setting) -> int:
+    """Bytes that come on top while a block's eager attention is differentiated, less what its MLP has given back.
+
+    The gradients of the softmax's result and of the scores, as float32 where the softmax is; its copy has gone by then.
+    """
+    if setting.attention != "eager":
+        return 0
+    copy = setting.size if setting.size == 2 else 0
+    each = 2 * setting.size if one_softmax(shape, setting) else 8 - copy
+    matrices = each * setting.batch_size * shape.heads * setting.seq_len**2
+    return matrices + setting.tokens * (setting.stream * shape.hidden - kept_by_mlp(shape, setting))
 
 
 def backward_of_block(shape: Shape, setting: Setting) -> int:
@@ -390,14 +432,14 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
     divided = setting.shares > 1 and before < gradient_bytes(
         shape, setting
     )  # and the root's new one is whole
-    buckets = gradient_bytes(shape, setting) if setting.sharding == "ddp" and setting.gpus > 1 else 0
+    buckets, kept_buckets = bucket_bytes(shape, setting)
     base = {"weights": weights, "optimiser": state, "gathered weights": gathered, "buckets": buckets}
 
     def arrived(blocks: int, root: bool = True) -> int:
         """Gradients of so many blocks, as one GPU keeps them; FSDP's root unit is whole until the end."""
         whole = by_root if root else 0
         if offload and shares > 1:
-            return whole if setting.shares > 1 else min(BUCKET * number, blocks * by_block + whole)
+            return whole if setting.shares > 1 else 0  # they go through the bucket
         sharded_root = whole if setting.shares > 1 else whole // shares
         return blocks * by_block // shares + sharded_root
 
@@ -441,7 +483,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
             },
         )
     )
-    moving = tokens * backward_of_block(shape, setting)
+    moving = max(tokens * backward_of_block(shape, setting), backward_of_attention(shape, setting))
     for name, block in (("the last block's backward", top), ("the first block's backward", bottom)):
         below = (block - 1) * held if setting.checkpointing or block > 1 else 0
         own = kept + (entry if setting.checkpointing else 0)
@@ -485,7 +527,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
                     "weights": weights,
                     "optimiser": state,
                     "gradients": whole // shares,
-                    "buckets": buckets,
+                    "buckets": kept_buckets,
                     "the step's temporary": temporary // shares,
                 },
             )
@@ -496,10 +538,11 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
 def gradients_before(shape: Shape, setting: Setting) -> int:
     """What the micro-batches before have left of gradients, as one GPU keeps them until the optimiser steps.
 
-    ZeRO divides them each time, and so does the ``loop`` engine. Accelerate has FSDP send them with the last
-    micro-batch alone (``no_sync``): until then each GPU keeps all of them, whole.
+    ZeRO-3 has allocated its share from the start. ZeRO divides them each time, and so does the ``loop`` engine.
+    Accelerate has FSDP send them with the last micro-batch alone (``no_sync``): until then each GPU keeps all of them,
+    whole.
     """
-    if setting.accumulation == 1:
+    if setting.accumulation == 1 and not setting.divides_from_the_start:
         return 0
     whole = gradient_bytes(shape, setting)
     divides = ("zero2", "zero3", *(["fsdp"] if setting.sync_each_batch else []))
@@ -525,18 +568,31 @@ def gathered_bytes(shape: Shape, setting: Setting) -> tuple[int, int]:
     """Of a model in shards: weights that are whole for the moment, and gradients on their way.
 
     The embedding and the output layer are gathered whole for the whole step; of the blocks the one that works and the
-    one that comes next (Zhao et al., 2023, and PyTorch's ``fully_shard``). ZeRO-2 fills a bucket before it divides it.
+    one that comes next (Zhao et al., 2023, and PyTorch's ``fully_shard``).
     """
     trained = gradient_bytes(shape, setting)
-    if setting.gpus == 1 or setting.sharding == "ddp":
+    if setting.shares == 1:
         return 0, 0
-    if setting.sharding == "zero2":
-        return 0, min(BUCKET * (setting.weight if setting.full else 4), trained)
     whole = weight_bytes(shape, setting)
     root = setting.weight * shape.root
     block = (whole - root) // shape.layers
     by_block = (trained - (setting.weight * shape.root if setting.full else 0)) // shape.layers
     return root + 2 * block, 2 * by_block
+
+
+def bucket_bytes(shape: Shape, setting: Setting) -> tuple[int, int]:
+    """Buffers for gradients on their way to other GPUs: in the backward pass, and what of them stays.
+
+    DDP's hold every gradient. DeepSpeed's are allocated whole, however few gradients there are (its
+    ``stage_1_and_2.py`` and ``stage3.py``): ZeRO-2 has two in each backward pass, one filled while the other is sent
+    (``overlap_comm``), ZeRO-3 one for good.
+    """
+    if setting.gpus == 1:
+        return 0, 0
+    if setting.sharding == "ddp":
+        return gradient_bytes(shape, setting), gradient_bytes(shape, setting)
+    bucket = BUCKET * (setting.weight if setting.full else setting.size)
+    return {"zero2": (2 * bucket, 0), "zero3": (bucket, bucket)}.get(setting.sharding, (0, 0))
 
 
 def dequantised(shape: Shape, setting: Setting) -> int:
@@ -549,8 +605,9 @@ def dequantised(shape: Shape, setting: Setting) -> int:
 def need(shape: Shape, setting: Setting) -> Need:
     """What a training needs on one GPU: the largest of its :func:`moments`, and what it rests at."""
     found = moments(shape, setting)
-    kept = {"weights", "optimiser", "buckets"}
-    resting = sum(size for part, size in found[-1].parts.items() if part in kept)
+    stays = {"weights", "optimiser", *(["gradients"] if setting.divides_from_the_start else [])}
+    resting = sum(size for part, size in found[-1].parts.items() if part in stays)
+    resting += bucket_bytes(shape, setting)[1]
     return Need(max(found, key=lambda moment: moment.total), found, resting, assumptions(shape, setting))
 
 
@@ -594,7 +651,14 @@ def assumptions(shape: Shape, setting: Setting) -> list[str]:
             shape.family == "gemma2" and setting.attention == "sdpa",
             "Transformers' Gemma 2 has no sdpa: this is what flash needs; eager needs more",
         ),
-        (setting.sharding == "zero2" and setting.gpus > 1, "a bucket of DeepSpeed's default size, 5e8 numbers"),
+        (
+            setting.sharding == "zero2" and setting.gpus > 1,
+            "two buckets of DeepSpeed's default size, 5e8 numbers (overlap_comm); its reduce_bucket_size is that",
+        ),
+        (
+            setting.sharding == "zero3" and setting.gpus > 1,
+            "a bucket of DeepSpeed's default size, 5e8 numbers; its reduce_bucket_size is that",
+        ),
         (setting.cpu_offload, "the optimiser steps on the CPU"),
         (shape.family == "bert", "a classifier of two classes"),
     ]  # fmt: skip

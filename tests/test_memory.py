@@ -92,6 +92,7 @@ SETTINGS = {
         "optimizer": "adamw-fused",
     },
     "checkpointing, accumulated": {"checkpointing": True, "accumulation": 2},
+    "eager, checkpointing": {"attention": "eager", "checkpointing": True},
 }
 
 
@@ -105,7 +106,13 @@ def compare(config, setting: Setting, within: float) -> None:
     def adapters(model):
         targets = setting.targets if setting.targets == "all-linear" else str(setting.targets).split(",")
         return get_peft_model(
-            model, LoraConfig(r=setting.rank, target_modules=targets, task_type="CAUSAL_LM")
+            model,
+            LoraConfig(
+                r=setting.rank,
+                target_modules=targets,
+                task_type="CAUSAL_LM",
+                fan_in_fan_out=isinstance(config, GPT2Config),
+            ),
         )
 
     traced = traced_step(
@@ -179,6 +186,23 @@ def test_a_classifier_needs_what_a_trace_of_its_step_holds():
         masks = blocks * 2 * config.hidden_size * setting.tokens
         assert need.resting_bytes == pytest.approx(traced["resting"], rel=0.002)
         assert need.peak.total - masks == pytest.approx(traced["peak"], rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", [{}, {"dtype": "fp32"}, {"master_weights": True}])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_eager_attention_needs_matrices_in_its_backward_pass_too(name, kind, checkpointing):
+    few_words = {"vocab_size": 200, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = type(CONFIGS[name])(**{**CONFIGS[name].to_dict(), **few_words})
+    setting = Setting(batch_size=4, seq_len=512, attention="eager", checkpointing=checkpointing, **kind)
+    assert memory.need(shape_of(config), setting).peak.name.endswith("block's backward")
+    compare(config, setting, 0.02)
+
+
+@pytest.mark.parametrize("name", ["phi3", "gpt2"])
+@pytest.mark.parametrize("kind", [{}, {"dtype": "fp32"}, {"master_weights": True}])
+def test_adapters_on_layers_that_make_queries_keys_and_values_in_one(name, kind):
+    compare(CONFIGS[name], Setting("lora", batch_size=4, seq_len=256, **kind), LOOSE[name])
 
 
 def test_a_tied_embedding_waits_beside_the_gradient_of_the_micro_batch_before():
@@ -266,7 +290,9 @@ def test_more_gpus_never_rest_at_more_and_share_what_they_say():
         # DDP's buckets are there from the start; DeepSpeed steps float32 weights of its own, 12 bytes a parameter.
         assert resting("ddp", gpus) == weights + state + memory.gradient_bytes(shape, Setting())
         assert resting("zero2", gpus) == pytest.approx(weights + 12 * shape.parameters / gpus, rel=1e-6)
-        assert resting("zero3", gpus) == pytest.approx((weights + 12 * shape.parameters) / gpus, rel=1e-6)
+        # ZeRO-3 has a bucket, and its share of the gradients, for good.
+        divided = (weights + 12 * shape.parameters + memory.gradient_bytes(shape, Setting())) / gpus
+        assert resting("zero3", gpus) == pytest.approx(divided + 2 * memory.BUCKET, rel=1e-6)
         assert resting("fsdp", gpus) == pytest.approx((weights + state) / gpus, rel=1e-6)
     # Every gradient has a second copy in DDP's buckets, at every moment.
     alone, two = (memory.need(shape, each) for each in (Setting(), Setting(sharding="ddp", gpus=2)))
@@ -287,7 +313,8 @@ def test_gradients_between_micro_batches_are_whole_where_they_wait_and_shares_wh
     )  # as the loop engine does
     assert memory.gradients_before(shape, divided) == whole // 4
     for sharding in held:
-        assert memory.gradients_before(shape, Setting(sharding=sharding, gpus=4)) == 0
+        once = memory.gradients_before(shape, Setting(sharding=sharding, gpus=4))
+        assert once == (whole // 4 if sharding == "zero3" else 0)
     said = memory.need(shape, Setting(sharding="fsdp", gpus=4, accumulation=2)).assumptions
     assert any("2 of them a step" in text for text in said) and any(
         "sync_each_batch" in text for text in said
@@ -305,6 +332,17 @@ def test_more_micro_batches_never_need_less(sharding, change):
                 for count in (1, 2)
             )
             assert all(b.total >= a.total for a, b in zip(once, twice, strict=True)), (model, asked)
+
+
+def test_deepspeeds_buckets_are_allocated_whole_however_few_gradients_there_are():
+    shape = shapes.find("Llama-3.1-8B")
+    for method in ("full", "lora"):
+        two, three = (
+            memory.need(shape, Setting(method, gpus=4, sharding=each)).moments for each in ("zero2", "zero3")
+        )
+        assert {moment.parts["buckets"] for moment in two[:-1]} == {2 * 2 * memory.BUCKET}  # two, of 16 bits
+        assert two[-1].parts["buckets"] == 0  # given back when the gradients are there
+        assert {moment.parts["buckets"] for moment in three} == {2 * memory.BUCKET}
 
 
 def test_fsdp_receives_its_root_beside_the_copy_of_it():

@@ -42,45 +42,66 @@ const planner = (() => {
     return 4 * shape.hidden + 4 + scaled * shape.hidden + result;
   }
 
-  function adapterInputs(shape, s, d) {
+  function adapterInputs(shape, s, d, linears) {
     if (s.dtype !== "fp32") {
       const size = d.autocast ? d.size : 4;
-      return sum(d.targets.map((l) => size * (l.inputs + s.rank)));
+      return sum(linears.map((l) => size * (l.inputs + s.rank)));
     }
-    const groups = {};
-    shape.linears.forEach((l, place) => {
-      if (l.name !== shape.ends[0]) groups[shape.ends.includes(l.name) ? l.name : floor(place / 3)] = l.inputs;
-    });
-    return 4 * (sum(Object.values(groups)) + s.rank * d.targets.length);
+    const shared = {};
+    for (const l of linears)
+      if (l.name !== shape.ends[0]) shared[shape.ends.includes(l.name) ? l.name : ""] = l.inputs;
+    return 4 * (sum(Object.values(shared)) + s.rank * linears.length);
   }
 
-  function keptByBlock(shape, s, d) {
-    const { size } = d, { hidden, intermediate: middle } = shape;
-    const keys = s.attention === "eager" ? shape.queries : shape.keys;
-    let attention = size * (2 * shape.queries + 2 * keys) + 4 * shape.heads;
-    if (shape.family === "phi3") attention += size * (shape.queries + shape.keys);
-    const mlp = shape.gated ? size * 3 * middle : size * middle * (shape.family === "bert" ? 1 : 4);
-    let norms = (shape.norm_count > 1 ? 2 : 1) * norm(shape, d);
-    if (shape.norm_count === 4) norms += 2 * norm(shape, d, false);
+  function halves(shape) {
+    const cut = shape.linears.findIndex((l) => l.name === shape.ends[0]) + 1;
+    return [shape.linears.slice(0, cut), shape.linears.slice(cut)];
+  }
+
+  function keptAround(shape, s, d, linears) {
+    let kept = 0;
+    if (!d.full) kept += adapterInputs(shape, s, d, linears);
+    else if (d.autocast)
+      kept += d.size * shape.hidden
+        * linears.filter((l) => l.inputs === shape.hidden && !shape.ends.includes(l.name)).length;
+    if (shape.norm_count === 4) kept += norm(shape, d, false);
+    return kept + (["gpt2", "bert"].includes(shape.family) ? shape.hidden : 0);
+  }
+
+  function keptByAttention(shape, s, d) {
+    const { size } = d, keys = s.attention === "eager" ? shape.queries : shape.keys;
+    let kept = size * (2 * shape.queries + 2 * keys) + 4 * shape.heads;
+    if (shape.family === "phi3") kept += size * (shape.queries + shape.keys);
     if (["qwen3", "gemma3_text"].includes(shape.family)) {
       const width = shape.queries + shape.keys, scaled = shape.family === "gemma3_text" ? 4 : size;
-      norms += 4 * width + 4 * (shape.heads + shape.kv_heads) + (d.full ? scaled * width : 0);
+      kept += 4 * width + 4 * (shape.heads + shape.kv_heads) + (d.full ? scaled * width : 0);
     }
-    let inputs;
-    if (d.full) {
-      inputs = size * middle;
-      if (d.autocast)
-        inputs += size * hidden * shape.linears.filter((l) => l.inputs === hidden && !shape.ends.includes(l.name)).length;
-    } else inputs = adapterInputs(shape, s, d);
-    const dropped = ["gpt2", "bert"].includes(shape.family) ? 2 * hidden : 0;
-    return norms + attention + mlp + inputs + dropped;
+    return kept + keptAround(shape, s, d, halves(shape)[0]) + norm(shape, d);
   }
+
+  function keptByMlp(shape, s, d) {
+    const { size } = d, middle = shape.intermediate;
+    let kept = shape.gated ? size * 3 * middle : size * middle * (shape.family === "bert" ? 1 : 4);
+    if (d.full) kept += size * middle;
+    return kept + keptAround(shape, s, d, halves(shape)[1]) + (shape.norm_count > 1 ? norm(shape, d) : 0);
+  }
+
+  const keptByBlock = (shape, s, d) => keptByAttention(shape, s, d) + keptByMlp(shape, s, d);
+
+  const oneSoftmax = (shape, d) => shape.family === "bert" || (shape.family === "gpt2" && !(d.autocast && d.full));
 
   function scores(shape, s, d) {
     if (s.attention !== "eager") return 0;
-    let each = ["gpt2", "bert"].includes(shape.family) ? d.size : 4 + (d.size === 2 ? 2 : 0);
+    let each = oneSoftmax(shape, d) ? d.size : 4 + (d.size === 2 ? 2 : 0);
     if (shape.family === "gemma2") each += d.size;
     return each * s.batch_size * shape.heads * s.seq_len ** 2;
+  }
+
+  function backwardOfAttention(shape, s, d) {
+    if (s.attention !== "eager") return 0;
+    const each = oneSoftmax(shape, d) ? 2 * d.size : 8 - (d.size === 2 ? 2 : 0);
+    return each * s.batch_size * shape.heads * s.seq_len ** 2
+      + d.tokens * (d.stream * shape.hidden - keptByMlp(shape, s, d));
   }
 
   function backwardOfBlock(shape, d) {
@@ -101,15 +122,23 @@ const planner = (() => {
 
   function gatheredBytes(shape, s, d) {
     const trained = gradientBytes(d);
-    if (s.gpus === 1 || s.sharding === "ddp") return [0, 0];
-    if (s.sharding === "zero2") return [0, Math.min(C.bucket * (d.full ? d.weight : 4), trained)];
+    if (d.shares === 1) return [0, 0];
     const root = d.weight * shape.root, block = floor((weightBytes(shape, s, d) - root) / shape.layers);
     const byBlock = floor((trained - (d.full ? d.weight * shape.root : 0)) / shape.layers);
     return [root + 2 * block, 2 * byBlock];
   }
 
+  function bucketBytes(s, d) {
+    if (s.gpus === 1) return [0, 0];
+    if (s.sharding === "ddp") return [gradientBytes(d), gradientBytes(d)];
+    const bucket = C.bucket * (d.full ? d.weight : d.size);
+    return { zero2: [2 * bucket, 0], zero3: [bucket, bucket] }[s.sharding] || [0, 0];
+  }
+
+  const dividesFromTheStart = (s) => s.gpus > 1 && s.sharding === "zero3" && !s.cpu_offload;
+
   function gradientsBefore(s, d) {
-    if (s.accumulation === 1) return 0;
+    if (s.accumulation === 1 && !dividesFromTheStart(s)) return 0;
     const whole = gradientBytes(d);
     const divides = ["zero2", "zero3", ...(s.sync_each_batch ? ["fsdp"] : [])];
     if (!divides.includes(s.sharding) || s.gpus === 1) return whole;
@@ -128,13 +157,13 @@ const planner = (() => {
     const headCopy = d.autocast && d.full && decoder ? 2 * shape.embedding : 0;
     const copies = d.autocast && d.full ? 2 * L * sum(shape.linears.map((l) => l.inputs * l.outputs)) + headCopy : 0;
     const [gathered, reduced] = gatheredBytes(shape, s, d);
-    const buckets = s.sharding === "ddp" && s.gpus > 1 ? gradientBytes(d) : 0;
+    const [buckets, keptBuckets] = bucketBytes(s, d);
     const base = { weights, optimiser: state, "gathered weights": gathered, buckets }, before = gradientsBefore(s, d);
     const divided = d.shares > 1 && before < gradientBytes(d);
     const arrived = (blocks, root = true) => {
       const whole = root ? byRoot : 0;
       if (offload && d.stateShares > 1)
-        return d.shares > 1 ? whole : Math.min(C.bucket * number, blocks * byBlock + whole);
+        return d.shares > 1 ? whole : 0;
       return floor((blocks * byBlock) / d.stateShares) + (d.shares > 1 ? whole : floor(whole / d.stateShares));
     };
     let head = d.full && decoder ? number * shape.embedding : 0;
@@ -151,7 +180,7 @@ const planner = (() => {
     found.push({ name: "the last norm's backward", parts: {
       ...base, "bf16 copies": s.checkpointing ? 0 : copies, gradients: before + head,
       activations: L * held + (shape.gated ? 24 : 3) * tokens * shape.hidden - unused } });
-    const moving = tokens * backwardOfBlock(shape, d), last = shape.linears[shape.linears.length - 1];
+    const moving = Math.max(tokens * backwardOfBlock(shape, d), backwardOfAttention(shape, s, d)), last = shape.linears[shape.linears.length - 1];
     const mlp = d.full ? number * (last.inputs * last.outputs + (last.bias ? last.outputs : 0)) : 0;
     const dequantised = s.method === "qlora" ? d.size * Math.max(...shape.linears.map((l) => l.inputs * l.outputs)) : 0;
     for (const [name, block] of [["the last block's backward", L], ["the first block's backward", 1]])
@@ -170,7 +199,7 @@ const planner = (() => {
       const whole = gradientBytes(d), temporary = s.optimizer === "adamw" ? whole : 0;
       found.push({ name: "the optimiser's step", parts: {
         weights, optimiser: state, gradients: floor(whole / d.stateShares),
-        buckets,
+        buckets: keptBuckets,
         "the step's temporary": floor(temporary / d.stateShares) } });
     }
     for (const moment of found) moment.total = sum(Object.values(moment.parts));
@@ -180,7 +209,8 @@ const planner = (() => {
   function need(shape, s) {
     const found = moments(shape, s), last = found[found.length - 1].parts;
     const peak = found.reduce((a, b) => (b.total > a.total ? b : a));
-    return { peak, moments: found, resting: last.weights + last.optimiser + (last.buckets || 0) };
+    return { peak, moments: found, resting: last.weights + last.optimiser + bucketBytes(s, derive(shape, s))[1]
+      + (dividesFromTheStart(s) ? last.gradients : 0) };
   }
 
   return { need };
