@@ -215,8 +215,9 @@ def confirm(name: str, folder: Path | str = RESULTS) -> Record:
     record, path = load(name, folder), source(name, Path(folder))
     _refuse_uncommitted(name, Path(folder))
     root = path.parents[1]
+    made_at = _known_commit(record)
     for own in (path, *_recipes(path)):
-        before = _git(root, "show", f"{record.commit}:{own.relative_to(root).as_posix()}")
+        before = _git(root, "show", f"{made_at}:{own.relative_to(root).as_posix()}")
         if before is None or _changed(before, own):
             raise InputError(f"{own.relative_to(root)}: not as in the record's commit: make the record anew")
     case = check(name, folder)
@@ -230,6 +231,15 @@ def confirm(name: str, folder: Path | str = RESULTS) -> Record:
     record = replace(record, confirmed=now)
     _write(record)
     return record
+
+
+def _known_commit(record: Record) -> str | None:
+    """The record's commit, or, where history was written anew and has it no more, the one that brought the record."""
+    root = record.folder.resolve().parent
+    if record.commit and _git(root, "cat-file", "-e", f"{record.commit}^{{commit}}") is not None:
+        return record.commit
+    kept = f"{record.folder.name}/{record.name}.json"
+    return (_git(root, "log", "-1", "--format=%H", "--diff-filter=AM", "--", kept) or "").strip() or None
 
 
 def experiment(name: str, folder: Path = RESULTS) -> ModuleType:

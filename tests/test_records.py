@@ -155,6 +155,24 @@ def test_a_stale_record_is_confirmed_by_one_case_and_no_longer_than_its_code_sta
     assert records.state("squares", folder) == "stale"
 
 
+def test_a_record_whose_commit_is_gone_is_held_to_the_commit_that_brought_it(folder: Path, monkeypatch):
+    git(folder.parent, "init")
+    git(folder.parent, "add", "experiments")
+    git(folder.parent, "commit", "-m", "squares")
+    records.make("squares", folder, progress=lambda line: None)
+    path = folder / "squares.json"
+    path.write_text(path.read_text().replace(records.load("squares", folder).commit or "", "0" * 40))
+    git(folder.parent, "add", "results")
+    git(folder.parent, "commit", "-m", "history, written anew")
+    code = records.fingerprint
+    monkeypatch.setattr(records, "fingerprint", lambda path: code(path) + "the package has changed")
+    assert records.confirm("squares", folder).confirmed
+    edit(folder, "FACTOR = 0, 1", "FACTOR = 0, 1.05")
+    git(folder.parent, "commit", "-am", "another question")
+    with pytest.raises(InputError, match="make the record anew"):
+        records.confirm("squares", folder)
+
+
 def test_a_record_is_not_confirmed_when_its_case_comes_out_otherwise_or_when_it_asks_something_else(
     folder: Path,
 ):
