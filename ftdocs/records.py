@@ -238,8 +238,10 @@ def _known_commit(record: Record) -> str | None:
     root = record.folder.resolve().parent
     if record.commit and _git(root, "cat-file", "-e", f"{record.commit}^{{commit}}") is not None:
         return record.commit
-    kept = f"{record.folder.name}/{record.name}.json"
-    return (_git(root, "log", "-1", "--format=%H", "--diff-filter=AM", "--", kept) or "").strip() or None
+    brought = _git(
+        root, "log", "--format=%H", "-S", record.date, "--", str(record.folder / f"{record.name}.json")
+    )
+    return (brought or "").split()[-1] if brought else None
 
 
 def experiment(name: str, folder: Path = RESULTS) -> ModuleType:
