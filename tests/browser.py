@@ -47,8 +47,28 @@ class Tab:
         until = time.monotonic() + seconds
         while not (value := self.run(code)):
             assert time.monotonic() < until, (code, self.run("document.body.innerText"))
-            time.sleep(0.1)
+            time.sleep(0.03)
         return value
+
+    def open(self, url: str) -> None:
+        """Go to an address and wait until all of it is there."""
+        self.call("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete'")
+
+    def size(self, width: int, height: int, *, phone: bool = False) -> None:
+        """Make the window as large as this, in CSS pixels."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
+        self.call("Emulation.setDeviceMetricsOverride", **metrics)
+
+    def press(self, key: str) -> None:
+        """A key, by its name in DevTools: Tab, ArrowDown, Space, or a character."""
+        text = {"Space": " "}.get(key, key if len(key) == 1 else "")
+        code = {"Tab": 9, "ArrowUp": 38, "ArrowDown": 40, "Backspace": 8, "Space": 32}.get(key) or ord(
+            key.upper()
+        )
+        event = {"key": text or key, "code": key, "windowsVirtualKeyCode": code, "text": text}
+        self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **event)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def type(self, selector: str, text: str) -> None:
         """Write into a field, as a user does."""

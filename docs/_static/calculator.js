@@ -9,10 +9,16 @@ document.addEventListener("DOMContentLoaded", () => {
     for (const key of Object.keys(name === "model" ? PLANNER.models : PLANNER.gpus))
       form.elements[name].add(new Option(key, key, key === "meta-llama/Llama-3.1-8B" || key === "A10G-24GB",
         key === "meta-llama/Llama-3.1-8B" || key === "A10G-24GB"));
+  const refused = []; // what the address asks for and the form does not have
   for (const [key, value] of new URLSearchParams(location.search))
-    for (const field of fields.filter((each) => each.name === key))
-      if (field.type === "checkbox") field.checked = value === "true";
-      else if (field.type === "number" || [...field.options].some((option) => option.value === value)) field.value = value;
+    for (const field of fields.filter((each) => each.name === key)) {
+      const offered = field.type === "checkbox" ? ["true", "false"]
+        : field.type === "number" ? [] : [...field.options].map((option) => option.value);
+      if (field.type === "number") field.value = value;
+      else if (!offered.includes(value)) refused.push(`${key}: the address says ${value}, which is none of ${offered.join(", ")}.`);
+      else if (field.type === "checkbox") field.checked = value === "true";
+      else field.value = value;
+    }
 
   function settings() {
     const s = {};
@@ -34,7 +40,8 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   function show(event) {
-    const s = settings(), wrong = problem(s);
+    if (event) refused.length = 0;
+    const s = settings(), wrong = refused[0] || problem(s);
     if (event) history.replaceState(null, "", `?${new URLSearchParams(s)}${location.hash}`);
     out.replaceChildren();
     const line = (text, tag = "p") => out.appendChild(Object.assign(document.createElement(tag), { textContent: text }));
