@@ -146,11 +146,16 @@ class RecordDirective(SphinxDirective):
             f" {(record.confirmed or {}).get('date', '')[:10]}, came out as recorded.",
         }.get(record.state, "")
         text = (
-            f"**Recorded run** `{record.command}`: {len(record.rows)} cases, {seeds}{record.seconds:.0f} s on "
+            f"**Recorded run** `{record.command}`: {len(record.rows)} cases, {seeds}{duration(record.seconds)} on "
             f"{record.device}, {record.date[:10]}, commit `{(record.commit or 'unknown')[:12]}`.{state}"
         )
         box = nodes.container("", *self.parse_text_to_nodes(text), classes=["book-record"])
         return [box]
+
+
+def duration(seconds: float) -> str:
+    """``95 s``; from an hour on ``1.2 h``."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s"
 
 
 class Status(SphinxDirective):
@@ -219,7 +224,7 @@ def status(root: Path, runs: list[Run]) -> list[str]:
             [(_link(f.page), f.line, f.language, f.reason) for f in exempt],
         ),
         "Recorded runs",
-        _table(("Record", "State", "Seconds", "Device", "Date"), _records(root / "results")),
+        _table(("Record", "State", "Took", "Device", "Date"), _records(root / "results")),
     ]
 
 
@@ -232,7 +237,7 @@ def _records(folder: Path) -> list[tuple]:
     for each in records.names(folder):
         state = records.state(each, folder)
         record = records.load(each, folder) if state not in ("missing", "partial") else None
-        known = (f"{record.seconds:.0f}", record.device, record.date[:10]) if record else ("", "", "")
+        known = (duration(record.seconds), record.device, record.date[:10]) if record else ("", "", "")
         rows.append((f"`{each}`", state, *known))
     return rows
 
