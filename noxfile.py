@@ -152,6 +152,12 @@ def linkcheck(session: nox.Session) -> None:
     run(session, "-m", "sphinx", "-b", "linkcheck", "-q", "docs", "docs/_build/linkcheck")
 
 
+@nox.session(venv_backend="none")
+def look(session: nox.Session) -> None:
+    """Open the built site in Chromium, desktop and phone, light and dark, and keep pictures (-- PAGE …; else all)."""
+    run(session, "tests/look.py", *session.posargs)
+
+
 @nox.session(reuse_venv=True)
 def labelstudio(session: nox.Session) -> None:
     """Start a real Label Studio (1 GB), import pre-labels, annotate, export, and read the exports."""
