@@ -48,6 +48,10 @@ def model_card(folder: Path, result: runs.Result, tokenizer: PreTrainedTokenizer
     base = assets.public_name(recipe.model)
     data = recipe.data.name or (recipe.data.path.name if recipe.data.path else "")
     part = runs.weights(folder).name
+    cut = {
+        f"training rows cut at {recipe.train.seq_len} tokens": splits.get("truncated"),
+        "training rows left out, with nothing to train on so far": splits.get("dropped"),
+    }
     lines = [
         "---",
         f"base_model: {base}",
@@ -63,6 +67,7 @@ def model_card(folder: Path, result: runs.Result, tokenizer: PreTrainedTokenizer
         "| --- | --- |",
         f"| base model from | {' '.join(environment['model_source'].values()) or 'a local folder'} |",
         *(f"| rows for {name} | {len(rows)} |" for name, rows in splits["rows"].items()),
+        *(f"| {what} | {count} |" for what, count in cut.items() if count),
         f"| optimiser steps | {result.steps} |",
         f"| tokens trained | {result.train_tokens:,} |",
         f"| training loss at the end | {result.loss:.3f} |",

@@ -38,6 +38,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             normaliser = logits.logsumexp(-1, keepdim=True)
             total += (normaliser - logits.gather(1, y[:, None])).sum()
             if not any(ctx.needs_input_grad):
+                del logits
                 continue
             # The loss's gradient by the logits is the softmax less 1 at the label.
             gradient = logits.sub_(normaliser).exp_()

@@ -131,6 +131,9 @@ def compute_anew(model: torch.nn.Module) -> None:
     if not base.supports_gradient_checkpointing:
         raise InputError(f"train.checkpointing: {base.config.model_type} models cannot; leave it out")
     base.activation_checkpointing_enable()
+    # Transformers has a frozen embedding's output require a gradient, as an older kind of checkpointing needed it: all
+    # frozen layers above it would be differentiated too, and attend by another way on a CPU.
+    base.disable_input_require_grads()
 
 
 def set_dropout(model: PreTrainedModel, share: float) -> None:

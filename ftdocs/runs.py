@@ -181,8 +181,8 @@ def check_same(folder: Path, recipe: Recipe, prints: dict[str, str], resume: boo
     count = environment.get("processes", 1)
     then = rows_per_step(read_recipe(folder), count)
     changed = changes(read_recipe(folder), recipe, count, spread=not resume)
-    if "recipe" in differing and not changed and then == rows_per_step(recipe):
-        differing.remove("recipe")  # a newer version knows a key more, and it is not set
+    if not changed and then == rows_per_step(recipe):  # a newer version knows a key more, and it is not set
+        differing = [part for part in differing if part not in ("recipe", "spread")]
     if resume and differing == ["recipe"] and not changed:
         raise InputError(
             f"{folder}: its steps have {then} rows (train.batch_size × train.accumulation × processes), these would"

@@ -103,11 +103,8 @@ def fit(
         is_label = splits.format == "label"
         if recipe.train.patience:
             check_patience(recipe.method, len(splits.validation))
-        if recipe.method.name == "prefix" and recipe.train.checkpointing:
-            raise InputError(
-                "train.checkpointing: a layer that is computed anew would be without method.name prefix's keys and"
-                " values; leave it out, or use lora"
-            )
+        if recipe.train.checkpointing:
+            check_checkpointing(recipe.method)
         if recipe.method.name == "features" and not is_label:
             raise InputError(
                 "method.name: features fits a classifier, and this data has no labels; use layers"
@@ -124,6 +121,7 @@ def fit(
             for rows in (splits.train, splits.validation)
         )
         # PEFT drops the positions by which documents of a pack are kept apart, where vectors stand before them.
+        cut = {"truncated": train_rows.truncated, "dropped": train_rows.dropped}
         packed = recipe.train.packing and not is_label and not before
         if packed:
             pack.check_packing(model)
@@ -143,13 +141,10 @@ def fit(
         "rows": splits.numbers(),
         "labels": splits.labels,
         "majority": majority,
+        **cut,
     }
-    if splits.report.get("contradictions") and processes.is_main():
-        print(
-            f"ftdocs: {splits.path}: texts with more than one label: {splits.report['contradictions']}; "
-            "`ftdocs data inspect` names their rows",
-            file=sys.stderr,
-        )
+    if processes.is_main():
+        tell(splits, cut["dropped"], length)
     last = processes.from_main(lambda: begin(recipe, folder, prints, resume, saved))
     if reads_first:
         language = train_language_model(recipe, folder / "language", splits.train, progress)
@@ -173,6 +168,22 @@ def fit(
     return processes.from_main(lambda: finish(work, done, weights))
 
 
+def tell(splits: prepare.Splits, dropped: int, length: int) -> None:
+    """Say on standard error what was found in the rows that somebody may want to mend."""
+    where = f"ftdocs: {splits.path}:"
+    if dropped:
+        print(
+            f"{where} {dropped} training rows are left out: nothing that is trained lies within train.seq_len:"
+            f" {length}; raise it, or see `ftdocs data inspect`",
+            file=sys.stderr,
+        )
+    if contradictions := splits.report.get("contradictions"):
+        print(
+            f"{where} texts with more than one label: {contradictions}; `ftdocs data inspect` names their rows",
+            file=sys.stderr,
+        )
+
+
 def complete(work: Job) -> int:
     """Run a job's engine to the end, and put back the weights that patience keeps; the optimiser steps that were done.
 
@@ -190,6 +201,23 @@ def complete(work: Job) -> int:
         if processes.is_main():
             print(f"ftdocs: {work.folder}: kept the weights of step {best} of {done}", file=sys.stderr)
     return done
+
+
+def check_checkpointing(method: Method) -> None:
+    """Activation checkpointing needs a backward pass, through layers that are the same the second time.
+
+    Raises:
+        InputError: says what is in the way.
+    """
+    if method.name == "features":
+        raise InputError(
+            "train.checkpointing: method.name features has no backward pass to compute anything anew in; leave it out"
+        )
+    if method.name == "prefix":
+        raise InputError(
+            "train.checkpointing: a layer that is computed anew would be without method.name prefix's keys and"
+            " values; leave it out, or use lora"
+        )
 
 
 def check_patience(method: Method, held_out: int) -> None:
@@ -266,6 +294,9 @@ def train_language_model(
             "train": recipe.train.model_copy(update=epochs),
         }
     )
+    if runs.state(folder) == "finished":  # and the classifier is not: it goes on, perhaps spread otherwise
+        runs.check_same(folder, language, runs.fingerprint(language, texts), resume=True)
+        return folder
     return train(language, folder, resume=runs.state(folder) == "unfinished", progress=progress).run
 
 

@@ -382,7 +382,7 @@ def test_what_trains_with_one_process_says_so(name, recipe, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("engine", ["loop", "trainer"])
-@pytest.mark.parametrize("name", ["full", "lora", "qlora", "prompt"])
+@pytest.mark.parametrize("name", ["full", "layers", "lora", "qlora", "prompt"])
 def test_checkpointing_computes_layers_twice_and_trains_the_same_weights(
     name, engine, recipe, tmp_path, monkeypatch
 ):
@@ -390,7 +390,7 @@ def test_checkpointing_computes_layers_twice_and_trains_the_same_weights(
 
     def watched(work):
         hidden = [part for part in work.model.modules() if type(part).__name__ == "LlamaMLP"]
-        hidden[0].register_forward_pre_hook(lambda layer, _: calls.append(layer.training))
+        hidden[-1].register_forward_pre_hook(lambda layer, _: calls.append(layer.training))
         return complete(work)
 
     monkeypatch.setitem(train.__globals__, "complete", watched)
@@ -407,6 +407,8 @@ def test_checkpointing_computes_layers_twice_and_trains_the_same_weights(
 def test_checkpointing_is_refused_where_a_layer_would_lose_its_prefix_or_has_none(recipe, tmp_path):
     with pytest.raises(InputError, match=r"train\.checkpointing: a layer that is computed anew"):
         train(recipe("prefix", checkpointing=True), tmp_path / "run")
+    with pytest.raises(InputError, match=r"train\.checkpointing: method\.name features has no backward"):
+        train(recipe("features", "label", checkpointing=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     plain = LlamaForCausalLM(LlamaConfig(**SIZES))
     plain.supports_gradient_checkpointing = False

@@ -204,7 +204,8 @@ def test_ulmfit_reads_the_training_texts_first_and_resumes_to_the_same_bits(
     with pytest.raises(Stopped):
         train(recipe, tmp_path / "stopped", watch=stop)
     assert runs.state(tmp_path / "stopped") == "unfinished"
-    stopped = train(recipe, tmp_path / "stopped", resume=True).run
+    # Out of memory, say: what is finished is not asked how its steps were carried out.
+    stopped = train(recipe.changed({"train.checkpointing": True}), tmp_path / "stopped", resume=True).run
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, stopped)]
     assert weights[0] == weights[1]
     rates = [row["learning_rate"] for row in runs.read_metrics(whole) if "learning_rate" in row]

@@ -49,10 +49,17 @@ def run_case(case: dict) -> None:
         each = work(folder, classifier(), labelled(documents(ROWS)), kind="label", **train)
     else:
         each = work(folder, rows=documents(ROWS), method=case["method"], **train)
-    if each.recipe.train.checkpointing:
+    anew, passes, layers = each.recipe.train.checkpointing, [], []
+    if anew:
         models.compute_anew(each.model)
+    mlp = next(
+        part for part in each.model.modules() if type(part).__name__ in ("LlamaMLP", "BertIntermediate")
+    )
+    each.model.register_forward_pre_hook(lambda model, _: passes.append(model.training))
+    mlp.register_forward_pre_hook(lambda part, _: layers.append(part.training))
     each.resumed_from = Path(case["resume"]) if "resume" in case else None
     engine.run(each)
+    assert 0 < sum(layers) == sum(passes) * (2 if anew else 1)
     if processes.count() > 1 and case["engine"] == "loop":
         processes.check_sharded(each.model)
     weights = processes.whole_weights(each.model, trained_only=True)

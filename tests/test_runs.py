@@ -541,8 +541,9 @@ def test_a_run_goes_on_under_a_newer_version_that_knows_more_keys(job, tmp_path)
     recipe, folder = Recipe.load(job), tmp_path / "run"
     folder.mkdir()
     prints = runs.fingerprint(recipe, recipe.data.path)
-    runs.start(folder, recipe, {**prints, "recipe": "of an earlier version"})
+    runs.start(folder, recipe, {**prints, "recipe": "of an earlier version", "spread": "of one too"})
     runs.check_same(folder, recipe, prints, resume=True)
+    runs.check_same(folder, recipe, prints)
     other = Recipe.load(job, ["train.batch_size=7"])
     with pytest.raises(InputError, match=r"its steps have [0-9]+ rows"):
         runs.check_same(folder, other, runs.fingerprint(other, other.data.path), resume=True)
@@ -576,6 +577,28 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
     left.mkdir(parents=True)
     checkpoints.remove_after(tmp_path, None)
     assert not left.exists()
+
+
+def test_train_says_how_many_rows_are_cut_and_how_many_left_out(tiny_llama, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FTDOCS_PROFILE", "smoke")
+    monkeypatch.setenv("FTDOCS_MODEL", str(tiny_llama))
+    long = [{"prompt": f"{number} {'river stone ' * 60}", "completion": "amber"} for number in range(3)]
+    wordy = [{"prompt": f"Say {number}.", "completion": "river stone " * 60} for number in range(2)]
+    short = [{"prompt": f"{number}?", "completion": WORDS[number]} for number in range(12)]
+    write(tmp_path / "mine.jsonl", [*short, *long, *wordy])
+    assert run("new", "mine.jsonl", "--json") == 0
+    capsys.readouterr()
+    settings = ["--set=data.validation=0", "--set=data.test=0", "--set=train.seq_len=64"]
+    assert run("train", "mine.yaml", "--json", "--output", "out", *settings) == 0, capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "mine.jsonl: 3 training rows are left out: nothing that is trained lies within train.seq_len: 64"
+        in said
+    )
+    card = Path("out/README.md").read_text()
+    assert "| training rows cut at 64 tokens | 5 |" in card
+    assert "| training rows left out, with nothing to train on so far | 3 |" in card
 
 
 def test_train_says_that_texts_stand_with_two_labels(tiny_llama, tmp_path, monkeypatch, capsys):

@@ -242,7 +242,7 @@ def as_plain_lora(model: PeftModel, start: dict[str, torch.Tensor]) -> dict[str,
 def train_biases(model: PreTrainedModel) -> PreTrainedModel:
     """BitFit (Ben Zaken et al., 2022): let the optimiser change the biases, and a classifier's new head, in place.
 
-    A head that predicts tokens was pretrained with the rest, so it stays, whether it shares the embedding or not.
+    A head that predicts tokens was pretrained with the rest, so its weight stays, the embedding's or not.
 
     Raises:
         InputError: the model has no biases, as LLaMA and its kin.
