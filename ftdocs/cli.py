@@ -427,25 +427,31 @@ def plan(options: argparse.Namespace) -> None:
     if own.get("gpus", 1) > 1:
         own.setdefault("sharding", "fsdp")
     adapters = [f"--lora-{name}" for name in ("rank", "targets") if name in own]
+    recipe = asked = None
     if options.recipe is not None:
         from ftdocs.meant import check_recipe
         from ftdocs.recipe import Recipe
 
         check_recipe(options.recipe)
         profile = os.environ.get("FTDOCS_PROFILE") or ("gpu" if options.gpu else "cpu")
-        shape, setting = plan.of_recipe(Recipe.load(options.recipe, profile=profile))  # type: ignore[arg-type]
-        setting = replace(setting, **own)
+        recipe = Recipe.load(options.recipe, profile=profile)  # type: ignore[arg-type]
+        if options.fit:
+            plan.check_fit(recipe, own)
+        shape, asked = plan.of_recipe(recipe, options.gpu)
+        setting = plan.with_autocast(replace(asked, **own)) if "method" in own else replace(asked, **own)
     else:
         shape, setting = shapes.find(options.model), Setting(**own)
     if adapters and setting.method not in ("lora", "qlora"):
         raise InputError(
             f"{' and '.join(adapters)}: method {setting.method} has no adapters; add --method lora or qlora"
         )
-    of_recipe = options.recipe is not None
-    steps = plan.fit(shape, setting, plan.gpu_bytes(options.gpu), of_recipe) if options.fit else None
+    plan.check(shape, setting, options.gpu)
+    if options.sync_each_batch is not None and (setting.sharding != "fsdp" or setting.gpus == 1):
+        raise InputError("--sync-each-batch: is about FSDP; add --sharding fsdp and --gpus, or leave it out")
+    steps = plan.fit(shape, setting, plan.gpu_bytes(options.gpu), recipe is not None) if options.fit else None
     found = plan.report(shape, setting, options.gpu, steps)
-    if steps and of_recipe:
-        found["overrides"] = plan.overrides(setting, steps[-1].setting)
+    if steps and recipe and asked:
+        found["overrides"] = plan.overrides(recipe, asked, steps[-1].setting)
     if options.gpu:
         chosen = steps[-1].setting if steps else setting
         price, dated = options.price, {}

@@ -78,6 +78,12 @@ class Setting:
         for name in ("batch_size", "accumulation", "seq_len", "gpus", "rank"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.loss_chunk < 0:
+            raise InputError(
+                f"loss_chunk is {self.loss_chunk}; give at least 1, or 0 for Liger Kernel's pieces"
+            )
+        if self.attention == "flash" and self.dtype == "fp32":
+            raise InputError("flash attention with dtype fp32: it is made for 16 bits; choose bf16, or sdpa")
         if self.gpus > 1 and self.sharding == "none":
             raise InputError(f"{self.gpus} GPUs with sharding none; choose ddp, fsdp, zero2 or zero3")
         if self.method == "qlora" and self.dtype == "fp32":
@@ -375,12 +381,17 @@ def loss_bytes(shape: Shape, setting: Setting) -> int:
     if not setting.fused_loss:
         capped = setting.size if shape.family == "gemma2" else 0  # its logits go through a tanh
         return (12 + capped) * setting.tokens * shape.vocabulary
-    if setting.loss_chunk:
+    if in_chunks(shape, setting):
         return chunk_bytes(shape, setting)
     # Liger Kernel's pieces (Hsu et al., 2024): as many tokens at once as make the logits no larger than the input.
     pieces = -(-shape.vocabulary // shape.hidden)
     rows = 1 << max(0, (-(-setting.tokens // pieces) - 1).bit_length())
     return setting.tokens * shape.hidden * setting.size + rows * shape.vocabulary * (setting.size + 4)
+
+
+def in_chunks(shape: Shape, setting: Setting) -> bool:
+    """Whether the loss is that of ``ftdocs.loss``."""
+    return setting.fused_loss and setting.loss_chunk > 0 and shape.family != "bert"
 
 
 def chunk_bytes(shape: Shape, setting: Setting) -> int:
@@ -446,7 +457,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
     head = number * shape.embedding if setting.full and shape.family != "bert" else 0
     head = head if setting.shares > 1 or shares == 1 else head // shares
     by_loss = head if setting.fused_loss else 0
-    if setting.loss_chunk and setting.full and shape.family != "bert":
+    if in_chunks(shape, setting) and setting.full:
         by_loss = 4 * shape.embedding
     top, bottom = layers, 1
     found = [
@@ -468,7 +479,9 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
         start = {**base, "gathered weights": gathered + root, "gradients": before}
         found.insert(0, Moment("the start of the forward pass", start))
     if setting.checkpointing and copies:
-        at_end = {**found[-1].parts, "bf16 copies": copies, "logits": loss_bytes(shape, setting) * 10 // 12}
+        # ftdocs.loss makes its gradients in the forward pass; the others have no gradient of the logits yet.
+        logits = loss_bytes(shape, setting) * (12 if in_chunks(shape, setting) else 10) // 12
+        at_end = {**found[-1].parts, "bf16 copies": copies, "logits": logits}
         found.insert(-1, Moment("the end of the forward pass", at_end))
     # RMSNorm's backward is six operations in float32; LayerNorm's is one.
     norming = (24 if shape.gated else 3) * tokens * shape.hidden

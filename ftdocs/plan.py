@@ -87,10 +87,44 @@ def fits(need: Need, capacity: int) -> bool:
     return at_least_and_most(need)[1] <= capacity
 
 
-def of_recipe(recipe: Recipe) -> tuple[Shape, Setting]:
+def check(shape: Shape, setting: Setting, name: str | None = None) -> None:
+    """Refuse what no training can be, of this model or on this GPU.
+
+    Raises:
+        InputError: names what does not go together.
+    """
+    if 0 < shape.positions < setting.seq_len:
+        raise InputError(
+            f"seq_len {setting.seq_len}: this model has positions for {shape.positions} tokens; give less"
+        )
+    if shape.family == "bert" and setting.fused_loss:
+        raise InputError(
+            "fused_loss: a classifier has two logits a row, and nothing to take apart; leave it out"
+        )
+    if not setting.full:
+        sides = {each.name: min(each.inputs, each.outputs) for each in shape.targeted(setting.targets)}
+        least = min(sides, key=lambda each: sides[each])
+        if setting.rank > sides[least]:
+            raise InputError(f"rank {setting.rank}: {least} is a matrix of rank {sides[least]}; give less")
+    if name and is_old(name) and setting.dtype == "bf16":
+        raise InputError(f"--gpu {name}: has no units for bfloat16; add --dtype fp16 or fp32")
+    if name and is_old(name) and setting.attention == "flash":
+        raise InputError(f"--gpu {name}: FlashAttention needs Ampere or newer; add --attention sdpa")
+
+
+def is_old(name: str) -> bool:
+    """Whether a GPU of the catalogue has no bfloat16, as those before Ampere."""
+    return gpu(name).get("dtype") == "fp16"
+
+
+def of_recipe(recipe: Recipe, name: str | None = None) -> tuple[Shape, Setting]:
     """The shape and the setting of a recipe, as ``ftdocs train`` would run it on one GPU.
 
     Its loss is made in pieces, but for models that do more than multiply to get their logits.
+
+    Args:
+        recipe: what is to be trained.
+        name: of a GPU of the catalogue, for ``train.precision: auto``; one with bfloat16 when left out.
 
     Raises:
         InputError: a model that the planner does not know, or a method that it has no form for.
@@ -98,12 +132,16 @@ def of_recipe(recipe: Recipe) -> tuple[Shape, Setting]:
     method, asked = recipe.method, recipe.train
     if method.name not in PLANNED_AS:
         raise InputError(f"method.name: {method.name}: {not_planned(method.name)}")
-    mixed = asked.precision in ("auto", "bf16-mixed")
+    precision = asked.precision
+    if precision == "auto":
+        precision = "fp32" if name and is_old(name) else "bf16-mixed"
+    planned = PLANNED_AS[method.name]
+    mixed = precision == "bf16-mixed" or (precision == "bf16" and planned != "full")  # as models.mixed
     shape = shapes.find(recipe.model)
     in_pieces = shape.family not in ("bert", "gemma2")
     setting = Setting(
-        method=PLANNED_AS[method.name],  # type: ignore[arg-type]
-        dtype="fp32" if asked.precision == "fp32" else "bf16",
+        method=planned,  # type: ignore[arg-type]
+        dtype="fp32" if precision == "fp32" else "bf16",
         batch_size=asked.batch_size,
         accumulation=asked.accumulation,
         seq_len=asked.seq_len,
@@ -119,28 +157,55 @@ def of_recipe(recipe: Recipe) -> tuple[Shape, Setting]:
     return shape, setting
 
 
-def overrides(before: Setting, now: Setting) -> list[str]:
-    """What to hand to ``ftdocs train --set`` so that a recipe that was planned as ``before`` trains as ``now``.
+# What a recipe says of a setting. What is spread over GPUs is said where processes are started.
+KEYS = {
+    "method": "method.name",
+    "rank": "method.rank",
+    "targets": "method.targets",
+    "batch_size": "train.batch_size",
+    "accumulation": "train.accumulation",
+    "seq_len": "train.seq_len",
+    "checkpointing": "train.checkpointing",
+}
+TOGETHER = ("full", "lora", "rslora")  # of PLANNED_AS, what several processes train
 
-    A method that changes takes its own learning rate with it. What spreads over GPUs is said where processes are
-    started, and not in a recipe.
+
+def overrides(recipe: Recipe, before: Setting, now: Setting) -> list[str]:
+    """What to hand to ``ftdocs train --set`` so that a recipe that is planned as ``before`` trains as ``now``.
+
+    Every weight learns at another rate than adapters, so where one takes the place of the other the rate goes too.
     """
-    keys = {
-        "method": "method.name",
-        "batch_size": "train.batch_size",
-        "accumulation": "train.accumulation",
-        "checkpointing": "train.checkpointing",
-    }
     changed = {
-        key: getattr(now, name) for name, key in keys.items() if getattr(now, name) != getattr(before, name)
+        key: getattr(now, name) for name, key in KEYS.items() if getattr(now, name) != getattr(before, name)
     }
-    if "method.name" in changed:
+    if before.full != now.full:
         changed["train.learning_rate"] = None
+    if recipe.method.name == "rslora" and "method.name" in changed:  # whose scale is alpha / √rank
+        changed["method.alpha"] = round(recipe.method.alpha * now.rank**0.5, 6)
     if now.dtype != before.dtype:
-        changed["train.precision"] = "auto"
+        changed["train.precision"] = "bf16-mixed"
     return [
         f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()
     ]
+
+
+def check_fit(recipe: Recipe, given: dict[str, Any]) -> None:
+    """Refuse options that a recipe could not say, or processes that its method does not train with.
+
+    Raises:
+        InputError: names them.
+    """
+    foreign = [name for name in given if name not in (*KEYS, "gpus", "sharding", "sync_each_batch")]
+    if foreign:
+        names = ", ".join("--" + name.replace("_", "-") for name in foreign)
+        raise InputError(
+            f"{names} with --fit and a recipe: `ftdocs train` has no such key; leave it out, or plan --model"
+        )
+    method = given.get("method", recipe.method.name)
+    if given.get("gpus", 1) > 1 and method not in TOGETHER:
+        raise InputError(f"--gpus: method.name {method} trains with one process; add --method lora")
+    if given.get("sharding") == "zero3":
+        raise InputError("--sharding zero3: `ftdocs train` refuses it; choose fsdp or zero2")
 
 
 def not_planned(method: str) -> str:
@@ -191,8 +256,8 @@ def fit(shape: Shape, setting: Setting, capacity: int, recipe: bool = False) -> 
 def combinations(setting: Setting, recipe: bool = False) -> Iterator[tuple[list["Remedy"], Setting]]:
     """Remedies that can be taken together, in their order, with the setting after them; first none at all."""
     waiting: list[tuple[list[Remedy], Setting]] = [([], setting)]
-    for remedy in remedies(setting):
-        if recipe and not remedy.in_recipes:
+    for remedy in remedies(setting, recipe):
+        if recipe and not (remedy.in_recipes and (setting.gpus == 1 or remedy.together)):
             continue
         for chosen, now in list(waiting):
             with contextlib.suppress(InputError):  # what Setting refuses is no plan
@@ -209,6 +274,7 @@ class Remedy:
     apply: Callable[[Setting], Setting]
     slower: float
     in_recipes: bool = True  # whether ``ftdocs train`` has it
+    together: bool = True  # and with several processes
 
 
 def after(shape: Shape, setting: Setting, chosen: list[Remedy]) -> list[Step]:
@@ -225,7 +291,13 @@ def after(shape: Shape, setting: Setting, chosen: list[Remedy]) -> list[Step]:
     return steps
 
 
-def remedies(setting: Setting) -> list[Remedy]:
+def with_autocast(setting: Setting) -> Setting:
+    """A recipe's setting with another method: ``ftdocs train`` has adapters in float32, which multiply in bfloat16."""
+    in_16_bits = setting.dtype == "bf16" and not setting.full
+    return replace(setting, master_weights=True) if in_16_bits else setting
+
+
+def remedies(setting: Setting, recipe: bool = False) -> list[Remedy]:
     """What saves memory, the cheapest first.
 
     Checkpointing makes the forward pass twice: 8 instead of 6 FLOPs for each weight and token. Sharding moves the
@@ -243,10 +315,15 @@ def remedies(setting: Setting) -> list[Remedy]:
         return replace(now, optimizer="adamw-fused") if now.optimizer == "adamw" else now
 
     def adapters(now: Setting) -> Setting:
-        return replace(now, method="lora", optimizer="adamw-fused") if now.full else now
+        if not now.full:
+            return now
+        adapted = replace(now, method="lora", optimizer="adamw-fused")
+        return with_autocast(adapted) if recipe else adapted
 
     def quantised(now: Setting) -> Setting:
-        return replace(now, method="qlora", dtype="bf16" if now.dtype == "fp32" else now.dtype)
+        if now.dtype == "fp32":  # then products are made in bfloat16, as bf16-mixed makes them
+            now = replace(now, dtype="bf16", master_weights=True)
+        return replace(now, method="qlora")
 
     def without_matrices(now: Setting) -> Setting:
         return replace(now, attention="sdpa") if now.attention == "eager" else now
@@ -279,7 +356,7 @@ def remedies(setting: Setting) -> list[Remedy]:
         Remedy("FSDP", shared, 0.1),
         Remedy("activation checkpointing", lambda now: replace(now, checkpointing=True), 1 / 3),
         Remedy("LoRA instead of all weights", adapters, CHEAP),
-        Remedy("QLoRA", quantised, 0.3),
+        Remedy("QLoRA", quantised, 0.3, together=False),
     ]
 
 

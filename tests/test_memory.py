@@ -596,6 +596,79 @@ def test_a_plan_for_a_recipe_has_only_what_ftdocs_train_has_and_says_how_to_set_
     assert f"in the recipe: --set {' --set '.join(found['overrides'])}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options", "wanted"),
+    [
+        ("method: {name: lora}, train: {batch_size: 8, seq_len: 8192, precision: bf16}", ["--seq-len", "512"],
+         {"train.seq_len=512"}),
+        ("method: {name: full}, train: {seq_len: 1024, learning_rate: 1.0e-5}", ["--method", "lora"],
+         {"method.name=lora", "train.learning_rate=null"}),
+        ("method: {name: lora}, train: {batch_size: 4, seq_len: 2048, precision: fp32, learning_rate: 2.0e-4}", [],
+         {"method.name=qlora", "train.precision=bf16-mixed"}),
+        ("method: {name: rslora, rank: 16, alpha: 8}, train: {seq_len: 8192, precision: fp32}", [],
+         {"method.name=qlora", "method.alpha=32.0"}),
+    ],
+)  # fmt: skip
+def test_what_a_plan_says_to_set_is_what_was_planned(recipe, options, wanted, capsys, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    path = tmp_path / "r.yaml"
+    path.write_text(f"{{model: Llama-3.1-8B, data: {{path: rows.jsonl}}, {recipe}}}\n")
+    found = answer(capsys, str(path), "--gpu", "A10G-24GB", "--fit", *options)
+    assert wanted <= set(found["overrides"])
+    planned = Recipe.load(path, found["overrides"], "gpu")
+    assert memory.need(*plan.of_recipe(planned, "A10G-24GB")).peak.total == found["peak_bytes"]
+    assert planned.train.learning_rate == (
+        None if "method.name=lora" in wanted else Recipe.load(path).train.learning_rate
+    )
+
+
+def test_a_plan_for_several_processes_has_only_methods_that_they_train(capsys, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    path = tmp_path / "r.yaml"
+
+    def refused(method: str, *options: str) -> str:
+        path.write_text(f"model: Llama-3.1-8B\ndata: {{path: rows.jsonl}}\nmethod: {{name: {method}}}\n")
+        assert cli.main(["plan", str(path), "--gpu", "A10G-24GB", "--fit", *options]) == 2
+        return capsys.readouterr().err
+
+    assert "method.name ulmfit trains with one process" in refused("ulmfit", "--gpus", "2")
+    assert "method.name qlora trains with one process" in refused("lora", "--gpus", "2", "--method", "qlora")
+    assert "`ftdocs train` refuses it" in refused("lora", "--gpus", "2", "--sharding", "zero3")
+    assert "--optimizer with --fit and a recipe" in refused("full", "--optimizer", "adamw-8bit")
+    seventy = shapes.find("Llama-3.1-70B")
+    asked = Setting("lora", gpus=4, sharding="fsdp", seq_len=512, fused_loss=True, loss_chunk=256)
+    with pytest.raises(InputError, match="take more GPUs"):
+        plan.fit(seventy, asked, plan.gpu_bytes("A10G-24GB"), recipe=True)
+    assert plan.fit(seventy, asked, plan.gpu_bytes("A10G-24GB"))[-1].setting.method == "qlora"
+
+
+def test_auto_is_what_the_gpu_computes_in():
+    recipe = Recipe(model="Llama-3.2-1B", data={"name": "docstrings"})
+    assert plan.of_recipe(recipe, "L4-24GB")[1].dtype == "bf16"
+    assert plan.of_recipe(recipe, "T4-16GB")[1].dtype == "fp32"
+    half = recipe.changed({"train.precision": "bf16"})
+    assert plan.of_recipe(half)[1].autocast  # adapters are float32, and multiply in bfloat16
+    assert not plan.of_recipe(half.changed({"method.name": "full"}))[1].autocast
+
+
+@pytest.mark.parametrize("full", [True, False])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_token_more_costs_what_a_trace_says(full, checkpointing):
+    """The slope by itself: at one length weights and state could carry the peak."""
+    config = LlamaConfig(**SIZES)
+    need, traced = [], []
+    for length in (256, 512):
+        asked = Setting("full" if full else "lora", batch_size=4, seq_len=length, checkpointing=checkpointing)
+        found = memory.need(shape_of(config), asked)
+        assert found.peak.name == "the loss's backward"
+        need.append(found.peak.total)
+        adapters = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        change = (lambda model: model) if full else (lambda model: get_peft_model(model, adapters))  # noqa: B023
+        step = traced_step(config, 4, length, checkpointing=checkpointing, change=change)
+        traced.append(step["peak"])
+    assert need[1] - need[0] == pytest.approx(traced[1] - traced[0], rel=0.01)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
     "kind",
@@ -603,6 +676,7 @@ def test_a_plan_for_a_recipe_has_only_what_ftdocs_train_has_and_says_how_to_set_
         {},
         {"master_weights": True},
         {"checkpointing": True},
+        {"master_weights": True, "checkpointing": True},
         {"dtype": "fp32"},
         {"method": "lora"},
         {"method": "lora", "master_weights": True, "checkpointing": True},
@@ -641,7 +715,7 @@ def test_the_loss_of_ftdocs_takes_what_the_allocator_hands_out_in_a_real_step(ki
     planned = need.peak.total - need.resting_bytes
     # Added to a float32 sum, a CPU makes bfloat16 numbers float32 before, and a GPU on the way.
     on_a_cpu = 4 * shape.embedding if setting.full and setting.size == 2 else 0
-    assert need.peak.name == "the loss's backward"
+    assert need.peak.name in ("the loss's backward", "the end of the forward pass")
     assert planned == pytest.approx(measured, rel=0.02 + on_a_cpu / measured)
     assert planned < 1.02 * measured
 
