@@ -186,8 +186,8 @@ def drawn(count: int) -> list[dict]:
             "batch_size": draw.choice([1, 3, 16]),
             "accumulation": draw.choice([1, 4]),
             "seq_len": draw.choice([100, 512, 2048]),
-            "rank": draw.choice([1, 8, 64]),
-            "gpus": draw.choice([0, 1, 1, 1, 2, 8]),
+            "rank": draw.choice([1, 8, 64, 1024]),
+            "gpus": draw.choice([0, 1, 1, 1, 1, 1, 2, 8]),
         }
         for _ in range(count)
     ]
@@ -196,12 +196,13 @@ def drawn(count: int) -> list[dict]:
 @needs_browser
 def test_an_address_shows_what_python_counts_and_refuses_what_python_refuses(site, tab):
     counted = refused = 0
-    for asked in drawn(80):
+    for asked in drawn(120):
         tab.open(address(site, **asked))
         shown = tab.run(SHOWN)
         model, gpu = asked.pop("model"), asked.pop("gpu")
         try:
             setting = memory.Setting(**asked)
+            plan.check(shapes.find(model), setting, gpu)
         except InputError:
             refused += 1
             assert not shown["peak"] and len(shown["lines"]) == 1, (model, gpu, asked, shown)

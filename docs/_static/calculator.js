@@ -28,7 +28,7 @@ document.addEventListener("DOMContentLoaded", () => {
     return s;
   }
 
-  function problem(s) { // what ftdocs.memory refuses too
+  function problem(s) { // what ftdocs.memory and ftdocs.plan refuse too
     for (const field of fields) if (field.type === "number" && s[field.name] < 1) return `${field.name}: give at least 1.`;
     if (s.gpus > 1 && s.sharding === "fsdp" && !["adamw", "adamw-fused"].includes(s.optimizer))
       return "bitsandbytes cannot step what FSDP has sharded: choose adamw or adamw-fused.";
@@ -36,6 +36,11 @@ document.addEventListener("DOMContentLoaded", () => {
     if (s.method === "qlora" && s.dtype === "fp32") return "Quantised weights are multiplied in bf16 or fp16.";
     if (s.method === "qlora" && s.gpus > 1 && s.sharding.startsWith("zero")) return "QLoRA: choose ddp or fsdp.";
     if (s.master_weights && s.dtype === "fp32") return "The weights are float32 already.";
+    const shape = PLANNER.models[s.model], sides = shape.linears.map((linear) => Math.min(linear.inputs, linear.outputs));
+    if (shape.positions && s.seq_len > shape.positions) return `This model has positions for ${shape.positions} tokens.`;
+    if (shape.family === "bert" && s.fused_loss) return "A classifier has two logits a row, and nothing to take apart.";
+    if (s.method !== "full" && s.rank > Math.min(...sides)) return `A matrix of this model has rank ${Math.min(...sides)}: give less.`;
+    if (s.dtype === "bf16" && PLANNER.without_bf16.includes(s.gpu)) return `${s.gpu} has no units for bfloat16: choose fp16 or fp32.`;
     return "";
   }
 
