@@ -52,6 +52,16 @@ def test_every_bad_document_is_one_line_and_the_good_ones_are_read(tmp_path):
     assert {line.split(":")[0].split(",")[0] for line in report["skipped"]} == set(reasons)
 
 
+def test_a_folder_without_a_document_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no document in it \(\.md, .*\.ipynb"):
+        list(read_folder(tmp_path))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "below").mkdir()
+    (tmp_path / ".hidden.md").write_text("# not to be read")
+    with pytest.raises(InputError, match="no document in it"):
+        list(read_folder(tmp_path))
+
+
 def test_what_may_not_be_opened_is_said(tmp_path):
     (tmp_path / "locked.txt").write_text("x")
     (tmp_path / "locked.txt").chmod(0)
