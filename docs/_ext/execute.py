@@ -278,7 +278,7 @@ def run_page(book: Book, path: Path, threads: int | None = None) -> Run:
         wall=round(time.monotonic() - started, 2),
         peak_bytes=seen["peak_bytes"],
         fences=checked,
-        figures=dict(_glued(nb)),
+        figures={} if failed else dict(_figures(nb)),
         modified=book.modified,
     )
     files.write_atomic(book.stored(page, ".ipynb"), nbformat.writes(nb))
@@ -385,12 +385,11 @@ def printed(cell: NotebookNode) -> str:
     return "".join(texts)
 
 
-def _glued(nb: NotebookNode) -> Iterator[tuple[str, str]]:
-    """Names and texts of what the page glues: its figures."""
-    for cell in nb.cells:
-        for output in cell.get("outputs", []):
-            if glued := output.get("metadata", {}).get("scrapbook", {}).get("name"):
-                yield glued, str(output.data.get("text/plain", ""))
+def _figures(nb: NotebookNode) -> Iterator[tuple[str, str]]:
+    """By the line of its cell in the page, each printed text that has a figure in it."""
+    for cell, line in zip(nb.cells, nb.metadata["source_map"], strict=True):
+        if cell.cell_type == "code" and re.search(r"\d", text := printed(cell)):
+            yield f"line {line}", text[:4000]
 
 
 def _leak(book: Book, outputs: list[NotebookNode]) -> str:

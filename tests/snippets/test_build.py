@@ -203,6 +203,9 @@ def test_a_good_book_is_built_and_only_what_changed_runs_again(book: Path):
     assert "TypeError" in one, "the error that is meant is shown"
     assert "one" in (site / "status.html").read_text()
 
+    run = json.loads((book / "docs" / "_build" / "pages" / "docs-one.json").read_text())
+    assert run["figures"][f"line {lines[0]}"] == "42\n", "on a GPU these go into results/gpu.json"
+
     record = book / "docs" / "_build" / "build.json"
     assert json.loads(record.read_text())["cold"]
 
@@ -311,7 +314,9 @@ def test_a_gpu_run_takes_the_mark_away(book: Path):
         0,
     )
     run.fences.append(Checked("docs/one", 1, "python", "executed", 1.0))
+    run.figures["line 8"] = "loss 2.345\n"
     write_gpu(Book(book, "gpu", "A GPU"), [run])
+    assert on_gpu(book)["docs/one"]["figures"] == {"line 8": "loss 2.345\n"}
     cpu = Run(**{**vars(run), "profile": "cpu", "device": "A CPU"})
     assert "not yet run on a GPU" in stamp(cpu, None)
     assert "ran on A GPU, 2026-11-01" in stamp(cpu, on_gpu(book)["docs/one"])
