@@ -12,7 +12,7 @@ from typing import ClassVar
 from docutils import nodes
 from docutils.parsers.rst import directives
 from execute import Book, Checked, Run, notebook
-from fences import name, pages
+from fences import name, pages, read
 from jupyter_cache import get_cache
 from pygments.lexers import BashLexer, JsonLexer, TextLexer
 from sphinx.application import Sphinx
@@ -214,6 +214,11 @@ def status(root: Path, runs: list[Run]) -> list[str]:
                 for run in runs
             ],
         ),
+        "Where the code of a page lives",
+        _table(
+            ("Page", "Files that it prints from"),
+            [(_link(run.page), found) for run in runs if (found := _sources(root, run.page))],
+        ),
         "Slowest blocks",
         _table(
             ("Page", "Line", "Seconds"), [(_link(f.page), f.line, f"{f.seconds or 0:.1f}") for f in slowest]
@@ -230,6 +235,13 @@ def status(root: Path, runs: list[Run]) -> list[str]:
 
 def _count(fences: list[Checked], kind: str) -> int:
     return sum(fence.status == kind for fence in fences)
+
+
+def _sources(root: Path, page: str) -> str:
+    """The files of which a page prints functions or parts."""
+    regions = [fence.source for fence in read(root / f"{page}.md", root) if fence.kind == "region"]
+    inside = {path.resolve().relative_to(root.resolve()).as_posix() for path in regions if path}
+    return ", ".join(f"`{path}`" for path in sorted(inside))
 
 
 def _records(folder: Path) -> list[tuple]:
