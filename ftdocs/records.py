@@ -22,7 +22,7 @@ from typing import Any
 
 from ftdocs import files, hardware
 from ftdocs.errors import InputError
-from ftdocs.fingerprint import code_fingerprint, meaning, reached
+from ftdocs.fingerprint import code_fingerprint, imports, meaning, reached
 
 RESULTS = Path("results")
 
@@ -109,8 +109,28 @@ def fingerprint(experiment: Path) -> str:
     """A digest of what an experiment depends on: its code, the modules that it reaches, the recipes that it names."""
     if not experiment.is_file():
         return ""
-    recipes = [files.sha256(path) for path in _recipes(experiment)]
-    return hashlib.sha256("\0".join([code_fingerprint(experiment), *recipes]).encode()).hexdigest()
+    own = _with_others(experiment)
+    recipes = [files.sha256(path) for each in own for path in _recipes(each)]
+    return hashlib.sha256("\0".join([code_fingerprint(*own), *recipes]).encode()).hexdigest()
+
+
+def _with_others(experiment: Path) -> list[Path]:
+    """An experiment's file, and those of the experiments that it is made of."""
+    found: list[Path] = []
+    waiting = [experiment]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.append(path)
+        named = (name.split(".") for name in imports(path.read_text(encoding="utf-8")))
+        others = (
+            experiment.with_name(f"{parts[1]}.py")
+            for parts in named
+            if parts[0] == experiment.parent.name and parts[1:]
+        )
+        waiting += [path for path in others if path.is_file()]
+    return found
 
 
 def _recipes(experiment: Path) -> list[Path]:
@@ -290,7 +310,7 @@ def _uncommitted(experiment: Path) -> list[str]:
     root = experiment.parents[1]
     own = [
         path
-        for path in (experiment, *reached(experiment), *_recipes(experiment))
+        for path in (*_with_others(experiment), *reached(*_with_others(experiment)), *_recipes(experiment))
         if path.is_relative_to(root)
     ]
     changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *map(str, own)) or ""

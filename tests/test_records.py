@@ -155,6 +155,16 @@ def test_a_stale_record_is_confirmed_by_one_case_and_no_longer_than_its_code_sta
     assert records.state("squares", folder) == "stale"
 
 
+def test_a_record_depends_on_the_experiments_that_it_is_made_of(folder: Path):
+    cubes = folder.parent / "experiments" / "cubes.py"
+    cubes.write_text(
+        '"""Squares, and once more."""\n\nfrom experiments import squares\n\nSEEDS = squares.SEEDS\n'
+    )
+    before = records.fingerprint(cubes)
+    edit(folder, "FACTOR = 0, 1", "FACTOR = 0, 2")
+    assert records.fingerprint(cubes) != before
+
+
 def test_a_record_whose_commit_is_gone_is_held_to_the_commit_that_brought_it(folder: Path, monkeypatch):
     git(folder.parent, "init")
     git(folder.parent, "add", "experiments")

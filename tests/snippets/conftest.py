@@ -1,6 +1,11 @@
-"""Sybil over the book: every fence of every page is a test, in the smallest size."""
+"""Sybil over the book: every fence of every page is a test, in the smallest size.
+
+Where BOOK_BUILT says that the book has just been built in this size, pages that were run by it are not run again: on a
+slow machine the time would not suffice for both (`.ci/run`).
+"""
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "docs" / "_ext")]
 
 from examples import SMALL, parse  # noqa: E402
-from fences import pages, read  # noqa: E402
+from execute import Book as Built  # noqa: E402
+from fences import name, pages, read  # noqa: E402
 
 
 class Book(pytest.Collector):
@@ -25,8 +31,16 @@ class Book(pytest.Collector):
     def collect(self) -> Iterator[pytest.Collector]:
         hook = Sybil([parse], pattern="*.md", path=str(ROOT), teardown=forget).pytest()
         for page in pages(ROOT):
-            if read(page, ROOT):
+            if read(page, ROOT) and not was_built(page):
                 yield hook(page, self)
+
+
+def was_built(page: Path) -> bool:
+    """Whether the build that BOOK_BUILT speaks of ran this page, in the smallest size and without a problem."""
+    if os.environ.get("BOOK_BUILT") != SMALL["FTDOCS_PROFILE"]:
+        return False
+    run = Built(ROOT, "", "").load(name(page, ROOT))
+    return run is not None and run.profile == SMALL["FTDOCS_PROFILE"] and bool(run.key)
 
 
 def forget(namespace: dict[str, Any]) -> None:
@@ -58,3 +72,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if fences:
         share = len(exempt) / len(fences)
         terminalreporter.write_line(f"fences: {len(fences)}, exceptions: {len(exempt)} ({share:.1%})")
+    if built := sum(was_built(page) for page in pages(ROOT)):
+        terminalreporter.write_line(f"pages not run again, as the build has just run them so: {built}")
