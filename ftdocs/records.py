@@ -261,7 +261,7 @@ def _known_commit(record: Record) -> str | None:
     brought = _git(
         root, "log", "--format=%H", "-S", record.date, "--", str(record.folder / f"{record.name}.json")
     )
-    return (brought or "").split()[-1] if brought else None
+    return brought.split()[-1] if brought else None
 
 
 def experiment(name: str, folder: Path = RESULTS) -> ModuleType:

@@ -40,7 +40,7 @@ def data() -> dict[str, Any]:
             name: described(shapes.shape(config, name)) for name, config in shapes.catalogue().items()
         },
         "gpus": {name: plan.gpu_bytes(name) for name in shapes.catalogue("gpus")},
-        "without_bf16": [name for name in shapes.catalogue("gpus") if plan.gpu(name).get("dtype") == "fp16"],
+        "without_bf16": [name for name in shapes.catalogue("gpus") if plan.is_old(name)],
         "constants": {
             "nf4": memory.NF4,
             "eight_bit": memory.EIGHT_BIT,

@@ -43,6 +43,7 @@ from ftdocs.fingerprint import distributions, imports, reached, requirements
 
 HERE = Path(__file__).parent
 CELL_TIMEOUT = 600  # seconds
+LONGEST = 4000  # characters of a printed text that are kept as figures
 LEAKS = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16})\b"
 )
@@ -389,7 +390,7 @@ def _figures(nb: NotebookNode) -> Iterator[tuple[str, str]]:
     """By the line of its cell in the page, each printed text that has a figure in it."""
     for cell, line in zip(nb.cells, nb.metadata["source_map"], strict=True):
         if cell.cell_type == "code" and re.search(r"\d", text := printed(cell)):
-            yield f"line {line}", text[:4000]
+            yield f"line {line}", text[:LONGEST]
 
 
 def _leak(book: Book, outputs: list[NotebookNode]) -> str:
