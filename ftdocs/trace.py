@@ -38,7 +38,7 @@ def traced_step(
     change: Callable[[Any], Any] = lambda model: model,
     accumulation: int = 1,
 ) -> dict[str, int]:
-    """Bytes that the second step of a training takes: at its peak, and when it is over and gradients are freed.
+    """Bytes that a step takes when AdamW has its averages: at its peak, and when it is over and gradients are freed.
 
     A step of transformers' own model, forward, backward and AdamW, runs under ``FakeTensorMode``: the operations are
     those of a real one, the tensors have shapes and no storage, so the largest model needs no memory. What they would
@@ -84,16 +84,20 @@ def traced_step(
         mixed: AbstractContextManager[Any] = (
             torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
         )
-        for _ in range(2):  # in the first one AdamW has no averages yet
-            live.peak = live.bytes
-            with live:
-                for _ in range(accumulation):
-                    with mixed:
-                        loss = model(input_ids=ids, labels=labels).loss
-                    loss.backward()
-                    del loss
-                adamw.step()
-                adamw.zero_grad()
+        with live:  # AdamW makes its averages in its first step
+            for weight in trained:
+                weight.grad = torch.zeros_like(weight)
+            adamw.step()
+            adamw.zero_grad()
+        live.peak = live.bytes
+        with live:
+            for _ in range(accumulation):
+                with mixed:
+                    loss = model(input_ids=ids, labels=labels).loss
+                loss.backward()
+                del loss
+            adamw.step()
+            adamw.zero_grad()
         return {"peak": live.peak, "resting": live.bytes}
 
 
