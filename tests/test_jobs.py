@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ftdocs import cli, runs
 
@@ -48,6 +50,21 @@ def test_slurm_job_trains_and_comes_back_from_the_queue(tmp_path):
     assert trained_by(tmp_path / "runs/17") == ([1], 2)
     show = stand_ins + 'srun() { echo "$@"; }; bash recipes/cloud/train.slurm'
     assert started(tmp_path, show, **variables).stdout.rstrip().endswith("--output runs/17 --resume")
+
+
+def test_two_pods_of_the_kubernetes_job_train_one_model(tmp_path):
+    """Two shells stand for the pods, with the variables that pods get, but one process each and no GPU."""
+    documents = yaml.safe_load_all((CLONE / "recipes/cloud/kubernetes.yaml").read_text(encoding="utf-8"))
+    (job,) = (document for document in documents if document["kind"] == "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    variables = {"PODS": "2", "GPUS": "1", "MAIN": "localhost", "PORT": str(port), "SHARED": str(tmp_path)}
+    variables |= {"RECIPE": str(CLONE / "recipes/training-in-the-open.yaml"), "SETTINGS": SMALL}
+    pods = 'for index in 0 1; do JOB_COMPLETION_INDEX=$index bash -euc "$COMMAND" & done; wait -n && wait -n'
+    done = started(tmp_path, pods, COMMAND=container["args"][0], **variables)
+    assert done.returncode == 0, done.stderr
+    assert trained_by(tmp_path / "runs/finetune") == ([1], 2)
 
 
 def test_ray_job_trains_one_model_by_two_processes(tmp_path):
