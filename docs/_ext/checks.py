@@ -276,7 +276,10 @@ def _reader(fence: Fence) -> str:
     if named := fence.marks.get("reads"):
         return named
     if fence.kind == "config" and fence.language in ("yaml", "yml"):
-        mapping = yaml.safe_load(fence.content)
+        try:
+            mapping = yaml.safe_load(fence.content)
+        except yaml.YAMLError as error:
+            raise CheckFailed(f"is not one YAML document: {error}") from None
         if isinstance(mapping, dict) and {"model", "data"} <= mapping.keys():
             return "Recipe"
     if fence.language in BY_LANGUAGE:

@@ -126,6 +126,10 @@ FAULTS = {
         "# Recipe\n\n```yaml\nmodel: smollm2\ndata: {path: a.jsonl}\ntrian: {epochs: 1}\n```\n",
         "recipe.md:3: Recipe refuses it",
     ),
+    "docs/documents.md": (
+        "# Documents\n\n```yaml\na: 1\n---\nb: 2\n```\n",
+        "documents.md:3: is not one YAML document",
+    ),
     "docs/unread.md": ("# Unread\n\n```toml\na = 1\n```\n", "unread.md:3: nothing says what reads this toml"),
     "docs/unused.md": (
         "# Unused\n\n<!-- fence: file never.csv -->\n```csv\na,b\n```\n",
