@@ -16,15 +16,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import without_grammars  # noqa: F401 - before all that imports jsonschema
 
 # isort: split
 import psutil
+import yaml
 from execute import Book, Run, fill_cache, now, run_page
 from fences import name, pages
 from links import broken
@@ -148,11 +150,19 @@ def _in_turn(book: Book, paths: list[Path], workers: int) -> Iterator[tuple[Path
     alone = [path for path in paths if workers == 1 or (timed and measures_time(path))]
     together = [path for path in paths if path not in alone]
     threads = max(1, (os.cpu_count() or 1) // workers)
+    running: dict[Future[Run], Path] = {}
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        jobs = {pool.submit(run_page, book, path, threads): path for path in together}
         try:
-            for job in as_completed(jobs):
-                yield jobs[job], job.result()
+            while together or running:
+                under_way = {*together, *running.values()}
+                for path in [path for path in together if follows(path) not in under_way]:
+                    if len(running) < workers:
+                        together.remove(path)
+                        running[pool.submit(run_page, book, path, threads)] = path
+                if not running:
+                    raise ValueError(f"`after` goes round in a circle: {', '.join(map(str, together))}")
+                for job in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(job), job.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -160,10 +170,24 @@ def _in_turn(book: Book, paths: list[Path], workers: int) -> Iterator[tuple[Path
         yield path, run_page(book, path)
 
 
+def head(path: Path) -> dict[str, Any]:
+    """What stands between the lines ``---`` at the top of a page."""
+    found = re.match(r"---\n(.*?)\n---\n", path.read_text(encoding="utf-8"), re.DOTALL)
+    return yaml.safe_load(found[1]) if found else {}
+
+
 def measures_time(path: Path) -> bool:
     """Whether a page says in its head that it measures time, which a page beside it would spoil."""
-    head = re.match(r"---\n(.*?)\n---\n", path.read_text(encoding="utf-8"), re.DOTALL)
-    return bool(head and re.search(r"^measures: time$", head[1], re.MULTILINE))
+    return head(path).get("measures") == "time"
+
+
+def follows(path: Path) -> Path | None:
+    """The page (``after`` in the head) that has to be over before this one, which takes its runs from the store."""
+    before = head(path).get("after")
+    page = path.with_name(f"{before}.md") if before else None
+    if page and not page.is_file():
+        raise FileNotFoundError(f"{path}: comes after {before}, and there is no such page beside it")
+    return page
 
 
 def sphinx(book: Book, site: Path) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from book import stamp
+from build import execute
 from execute import Book, Checked, Run
 from verified import on_gpu, write_gpu
 
@@ -245,6 +246,28 @@ def test_a_setting_in_the_environment_runs_pages_again(book: Path, monkeypatch: 
     monkeypatch.setenv("FTDOCS_TRAIN__SEED", "7")
     assert states(build(book, str(page)).stdout) == {"docs/one": "run"}
     assert "another secret" not in (book / "docs/_build/pages/docs-one.json").read_text()
+
+
+def test_a_page_waits_for_the_one_whose_runs_it_takes_from_the_store(book: Path):
+    kept = "import os\nfrom pathlib import Path\n\nkept = Path(os.environ['FTDOCS_RUNS']) / 'kept'\n"
+    cell = f"```{{code-cell}} python\n{kept}%s\n```\n"
+    first, then = (
+        book / "docs" / "a.md",
+        book / "docs" / "b.md",
+    )  # the second one makes what the first one reads
+    first.write_text(NOTEBOOK.replace("\n", "\nafter: b\n", 1) + "# A\n\n" + cell % "print(kept.read_text())")
+    made = "import time\n\ntime.sleep(1)\nkept.parent.mkdir(exist_ok=True)\nkept.write_text('made');"
+    then.write_text(NOTEBOOK + "# B\n\n" + cell % made)
+    small = Book(book, "smoke", "A CPU")
+    assert [run.problems for run in execute(small, [first, then], workers=2)] == [[], []]
+
+    first.write_text(NOTEBOOK.replace("\n", "\nafter: c\n", 1) + "# A\n")
+    with pytest.raises(FileNotFoundError, match="comes after c, and there is no such page"):
+        execute(small, [first, then], workers=2)
+    for page, other in ((first, "b"), (then, "a")):
+        page.write_text(NOTEBOOK.replace("\n", f"\nafter: {other}\n", 1) + "# A\n")
+    with pytest.raises(ValueError, match="`after` goes round in a circle"):
+        execute(small, [first, then], workers=2)
 
 
 def test_a_region_may_leave_out_what_refuses_and_says_what_it_left_out(book: Path):
