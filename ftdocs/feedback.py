@@ -19,7 +19,6 @@ from ftdocs.data.formats import check, is_blank
 from ftdocs.data.personal import mask, mask_row
 from ftdocs.data.read import is_documents
 from ftdocs.errors import InputError
-from ftdocs.scores import token_f1
 
 NAME = "feedback.db"  # in a run's folder
 TABLE = """
@@ -220,6 +219,8 @@ def simulated(
         diligence: share of the answers that anybody says something about; the rest goes by.
         seed: of the choice which.
     """
+    from ftdocs.scores import token_f1  # here, as a server need not wait for torch, which comes with it
+
     draw, found = random.Random(seed), []
     for text, answer, right in zip(asked, answers, wanted, strict=True):
         if draw.random() < diligence:

@@ -6,6 +6,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -304,6 +306,13 @@ def test_no_orphan_is_left_by_a_kill_and_a_thousand_at_once_are_answered_or_refu
         below = children(process)
         process.kill()
         assert below and not psutil.wait_procs(below, timeout=5)[1]
+
+
+def test_the_gateway_needs_no_torch():
+    """The model's server has it; in the gateway it would be seconds of the start, and memory for nothing."""
+    code = "import sys; from ftdocs import gateway; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_the_bucket_lets_as_many_through_as_it_says():
