@@ -5,6 +5,7 @@ recorded run comes from.
 """
 
 import html
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
@@ -35,6 +36,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_lexer("csv", TextLexer)
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", refuse_without_run)
+    app.connect("doctree-read", name_files)
     app.connect("html-page-context", add_stamp)
     app.add_directive("status", Status)
     app.add_directive("record", RecordDirective)
@@ -78,6 +80,17 @@ def outdated(
 def _state(docs: Path, docname: str) -> tuple[str, str]:
     run = run_of(docs, docname)
     return (run.ran if run else "", on_gpu(docs.parent).get(f"docs/{docname}", {}).get("ran", ""))
+
+
+def name_files(app: Sphinx, doctree: nodes.document) -> None:
+    """Put the name above a block that the page uses as a file, which a comment says: a reader has to save it so."""
+    for block in list(doctree.findall(nodes.literal_block)):
+        place = block.parent.index(block)
+        if place and (found := re.search(r"fence: file (\S+)", block.parent[place - 1].rawsource)):
+            named = nodes.container("", classes=["literal-block-wrapper"])
+            block.replace_self(named)
+            words = nodes.inline("", found[1], classes=["caption-text"])
+            named += [nodes.container("", words, classes=["code-block-caption"]), block]
 
 
 # Stamps -------------------------------------------------------------------------------------------------------

@@ -206,6 +206,7 @@ def test_a_good_book_is_built_and_only_what_changed_runs_again(book: Path):
     one = (site / "one.html").read_text()
     assert "not yet run on a GPU" in one and "book-stamp" in one
     assert "TypeError" in one, "the error that is meant is shown"
+    assert re.search(r"code-block-caption.{1,40}caption-text.{1,20}words.txt<", one, re.DOTALL)
     status = (site / "status.html").read_text()
     assert "one" in status and "ftdocs/first.py" in status
 
