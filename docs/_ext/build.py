@@ -150,12 +150,13 @@ def _in_turn(book: Book, paths: list[Path], workers: int) -> Iterator[tuple[Path
     alone = [path for path in paths if workers == 1 or (timed and measures_time(path))]
     together = [path for path in paths if path not in alone]
     threads = max(1, (os.cpu_count() or 1) // workers)
+    before = {path: follows(path) for path in together}
     running: dict[Future[Run], Path] = {}
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         try:
             while together or running:
                 under_way = {*together, *running.values()}
-                for path in [path for path in together if follows(path) not in under_way]:
+                for path in [path for path in together if before[path] not in under_way]:
                     if len(running) < workers:
                         together.remove(path)
                         running[pool.submit(run_page, book, path, threads)] = path

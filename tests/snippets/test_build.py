@@ -252,10 +252,8 @@ def test_a_setting_in_the_environment_runs_pages_again(book: Path, monkeypatch: 
 def test_a_page_waits_for_the_one_whose_runs_it_takes_from_the_store(book: Path):
     kept = "import os\nfrom pathlib import Path\n\nkept = Path(os.environ['FTDOCS_RUNS']) / 'kept'\n"
     cell = f"```{{code-cell}} python\n{kept}%s\n```\n"
-    first, then = (
-        book / "docs" / "a.md",
-        book / "docs" / "b.md",
-    )  # the second one makes what the first one reads
+    first, then = book / "docs" / "a.md", book / "docs" / "b.md"
+    # The second one makes what the first one reads.
     first.write_text(NOTEBOOK.replace("\n", "\nafter: b\n", 1) + "# A\n\n" + cell % "print(kept.read_text())")
     made = "import time\n\ntime.sleep(1)\nkept.parent.mkdir(exist_ok=True)\nkept.write_text('made');"
     then.write_text(NOTEBOOK + "# B\n\n" + cell % made)
