@@ -30,6 +30,7 @@ from checks import CheckFailed, Outcome, Sandbox, check, environment, finish
 from fences import EXTENSIONS, Fence, name, read
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
+from kernels import can_fork, forking_manager
 from myst_nb.core.config import NbParserConfig
 from myst_nb.core.read import create_nb_reader
 from myst_parser.config.main import MdParserConfig
@@ -189,6 +190,7 @@ def dependencies(
         files.sha256(path)
         for path in (
             HERE / "checks.py",
+            HERE / "kernels.py",
             HERE / "regions.py",
             HERE / "matplotlibrc",
             *sorted(HERE.rglob("ipython/**/*.py")),
@@ -258,7 +260,10 @@ def run_page(book: Book, path: Path, threads: int | None = None) -> Run:
     env = environment(book.profile, book.build / "runs")
     if threads:
         env["OMP_NUM_THREADS"] = str(threads)
-    checked = _run_fences(fences, nb, Sandbox(folder, env), _kernel_environment(book, fences, report))
+    kernel = _kernel_environment(book, fences, report)
+    # A page that runs alone measures time or memory: its process begins with nothing, as a reader's does.
+    forked = set(versions) if threads and can_fork() else None
+    checked = _run_fences(fences, nb, Sandbox(folder, env), kernel, forked)
     seen = json.loads(report.read_text()) if report.is_file() else {"peak_bytes": 0, "reached": {}}
     if len(checked) == len(fences):  # else a cell has failed, and what came after it never ran
         _judge_regions(fences, checked, seen["reached"])
@@ -301,9 +306,17 @@ def _kernel_environment(book: Book, fences: list[Fence], report: Path) -> dict[s
 
 
 def _run_fences(
-    fences: list[Fence], nb: NotebookNode, sandbox: Sandbox, kernel: dict[str, str]
+    fences: list[Fence],
+    nb: NotebookNode,
+    sandbox: Sandbox,
+    kernel: dict[str, str],
+    forked: set[str] | None = None,
 ) -> list[Checked]:
-    """Run a page's fences in order; after a Python cell that failed, no further one."""
+    """Run a page's fences in order; after a Python cell that failed, no further one.
+
+    Args:
+        forked: for a kernel that is forked from one that knows these distributions; None to start Python anew.
+    """
     client = NotebookClient(
         nb,
         timeout=CELL_TIMEOUT,
@@ -312,6 +325,8 @@ def _run_fences(
         resources={"metadata": {"path": str(sandbox.folder)}},
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no warning that loopback is not encrypted
     )
+    if forked is not None:
+        client.km = forking_manager(forked)
     cells = {nb.metadata["source_map"][i]: i for i, cell in enumerate(nb.cells) if cell.cell_type == "code"}
     checked: list[Checked] = []
     with client.setup_kernel(env={**sandbox.env, **kernel}) if cells else nullcontext():

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from book import stamp
 from build import execute
-from execute import Book, Checked, Run
+from execute import Book, Checked, Run, run_page
+from kernels import can_fork
 from verified import on_gpu, write_gpu
 
 ROOT = Path(__file__).parents[2]
@@ -267,6 +268,47 @@ def test_a_page_waits_for_the_one_whose_runs_it_takes_from_the_store(book: Path)
         page.write_text(NOTEBOOK.replace("\n", f"\nafter: {other}\n", 1) + "# A\n")
     with pytest.raises(ValueError, match="`after` goes round in a circle"):
         execute(small, [first, then], workers=2)
+
+
+BEGINS = """import json, os, sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+about = {"path": sys.path, "folder": os.getcwd(), "package": sorted(m for m in sys.modules if m.startswith("ftdocs"))}
+about |= {"environment": {name: value for name, value in os.environ.items() if name not in ("JPY_PARENT_PID", "OMP_NUM_THREADS")}}
+about |= {"arguments": len(sys.argv), "input": sys.stdin.read(), "draws": [torch.rand(1).item(), np.random.rand()]}
+sys.path.append("of this page alone")
+torch.manual_seed(1)
+Path(os.environ["FTDOCS_RUNS"], f"{NAME}.json").write_text(json.dumps(about))
+os.environ["LEFT"] = "behind"
+"""
+
+
+@pytest.mark.skipif(not can_fork(), reason="kernels are forked on Linux alone")
+def test_a_forked_kernel_begins_as_one_does_that_was_started(book: Path):
+    places = [book / "docs" / name for name in ("a.md", "b.md")]
+    for path in places:
+        cell = BEGINS.replace("{NAME}", path.stem)
+        path.write_text(f"{NOTEBOOK}# A\n\n```{{code-cell}} python\n{cell}```\n")
+    small = Book(book, "smoke", "A CPU")
+    (small.build / "runs").mkdir(parents=True)
+    found = {}
+    for workers in (1, 2):
+        shutil.rmtree(small.build / "pages", ignore_errors=True)
+        # Both by one process, one after the other: what the first one leaves behind, the second one would find.
+        runs = [run_page(small, path, threads=workers - 1) for path in places]
+        assert [run.problems for run in runs] == [[], []]
+        for path in places:
+            found[workers, path.stem] = json.loads((small.build / "runs" / f"{path.stem}.json").read_text())
+    for name in ("a", "b"):
+        for key in ("path", "folder", "package", "environment", "arguments", "input"):
+            assert found[2, name][key] == found[1, name][key], key
+    draws = [each["draws"] for each in found.values()]
+    assert all(len(set(generator)) == 4 for generator in zip(*draws, strict=True)), (
+        "each has numbers of its own"
+    )
 
 
 def test_a_region_may_leave_out_what_refuses_and_says_what_it_left_out(book: Path):
