@@ -277,7 +277,8 @@ import numpy as np
 import torch
 
 about = {"path": sys.path, "folder": os.getcwd(), "package": sorted(m for m in sys.modules if m.startswith("ftdocs"))}
-about |= {"environment": {name: value for name, value in os.environ.items() if name not in ("JPY_PARENT_PID", "OMP_NUM_THREADS")}}
+environment = {**os.environ, "JPY_PARENT_PID": "", "OMP_NUM_THREADS": ""}
+about |= {"environment": environment}
 about |= {"arguments": len(sys.argv), "input": sys.stdin.read(), "draws": [torch.rand(1).item(), np.random.rand()]}
 sys.path.append("of this page alone")
 torch.manual_seed(1)
