@@ -76,10 +76,7 @@ def find(given: Path) -> Served:
         run = given
         check_writes_text(run)
         folder = run / "model" if (run / "model").is_dir() else merged(run)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(f"{folder / 'config.json'}: is damaged or gone; train again") from None
+    config = files.read_kept(folder / "config.json")
     check_chats(folder, given, config)
     generation = folder / "generation_config.json"
     return Served(
@@ -116,11 +113,7 @@ def context(folder: Path, given: Path) -> int:
 
 def check_writes_text(run: Path) -> None:
     """Refuse a run that trained a classifier."""
-    try:
-        labels = json.loads((run / runs.SPLITS).read_text(encoding="utf-8"))["labels"]
-    except (OSError, ValueError, KeyError):
-        raise InputError(f"{run / runs.SPLITS}: is damaged or gone; train again") from None
-    if labels:
+    if labels := files.read_kept(run / runs.SPLITS, "labels")["labels"]:
         raise InputError(
             f"{run}: is a classifier ({', '.join(labels[:3])}{', …' * (len(labels) > 3)}) and cannot hold a"
             f" conversation; {run / runs.CARD} shows how to use it"

@@ -443,7 +443,7 @@ def by_label(
     statistics: dict[str, dict[str, Statistic]] = {}
     notes = []
     if baselines:
-        majority = json.loads((opened[0].folder / runs.SPLITS).read_text())["majority"]
+        majority = files.read_kept(opened[0].folder / runs.SPLITS, "majority")["majority"]
         predictions["base"], statistics["base"] = np.full(len(rows), majority), {}
         notes.append(MAJORITY)
     for run, name in zip(opened, names, strict=True):

@@ -105,7 +105,7 @@ def untuned(run: Run) -> Run:
     """A run with the model that its tuning began with: where it went on from another run's weights, that one's base."""
     if not (before := stages(run)):
         return run
-    prints = json.loads((before[-1] / runs.ENVIRONMENT).read_text())["fingerprint"]
+    prints = runs.read_prints(before[-1])
     recipe = run.recipe.model_copy(update={"model": runs.read_recipe(before[-1]).model})
     return Run(run.folder, recipe, prints, run.splits)
 

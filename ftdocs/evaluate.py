@@ -202,7 +202,7 @@ def evaluate_run(folder: Path, split: str = "test", progress: bool = False) -> d
             logits = predict(model, encoded, models.pad_token_id(tokenizer), **how)
         answers = [row["label"] for row in encoded]
         found = classifier_report(logits, answers, splits.labels)
-        majority = json.loads((folder / runs.SPLITS).read_text())["majority"]
+        majority = files.read_kept(folder / runs.SPLITS, "majority")["majority"]
         found["metrics"]["majority_accuracy"] = answers.count(majority) / len(answers)
     else:
         base, _ = models.load(recipe)

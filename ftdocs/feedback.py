@@ -289,7 +289,7 @@ def export(
     found = list(opened)
     opened.close()
     rows, left_out = training_rows(found, held_out, preference)
-    format = json.loads((run / runs.SPLITS).read_text(encoding="utf-8"))["format"]
+    format = files.read_kept(run / runs.SPLITS, "format")["format"]
     if (
         not preference and format in AS_THE_RUN
     ):  # the next run has the same format, to be compared with this one

@@ -2,12 +2,14 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from filelock import FileLock
@@ -29,6 +31,21 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in pieces so that size does not matter."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_kept(path: Path, *keys: str) -> dict[str, Any]:
+    """The JSON object that a run keeps in ``path``.
+
+    Raises:
+        InputError: the file is gone or damaged, or lacks one of ``keys``.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if isinstance(found, dict) and found.keys() >= set(keys):
+        return found
+    raise InputError(f"{path}: is damaged or gone; restore it, or train again")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -1,6 +1,5 @@
 """Merge a run's adapter into its base model: one folder that any library loads, as fast as the base model."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,8 +126,7 @@ def merge_run(run: Path, output: Path, check: bool = False, dtype: str | None = 
 
 def why_not(run: Path) -> str:
     """Why the adapter of a run cannot become part of its base model; "" where it can."""
-    settings = run / "adapter" / "adapter_config.json"
-    kind = json.loads(settings.read_text())["peft_type"] if settings.is_file() else ""
+    kind = files.read_kept(run / "adapter" / "adapter_config.json", "peft_type")["peft_type"]
     if kind in ("PROMPT_TUNING", "PREFIX_TUNING"):
         return f"{kind.lower().replace('_', ' ')} learns what stands before the text and changes no weight"
     if runs.read_recipe(run).method.name == "loftq":

@@ -165,8 +165,21 @@ def load_run(folder: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
     recipe = Recipe.load(folder / "recipe.yaml", environment=False)
     if not (folder / "adapter").is_dir():
         recipe = recipe.model_copy(update={"model": str(folder / "model")})
-        return load(recipe, saved_labels(folder))
+        with damage_told(folder / "model"):
+            return load(recipe, saved_labels(folder))
     return load_adapted(recipe, folder / "adapter", saved_labels(folder))
+
+
+@contextmanager
+def damage_told(folder: Path) -> Iterator[None]:
+    """What goes wrong while ``folder``, which a training has written, is loaded, as an ``InputError``."""
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # libraries raise anything, tokenizers a bare Exception
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise InputError(f"{folder}: cannot be loaded ({said}); restore it, or train again") from error
 
 
 def load_adapted(
@@ -180,13 +193,15 @@ def load_adapted(
     check_base(adapter, recipe.model)
     names = check_adapter(adapter)
     base, _ = load(recipe, labels)
-    try:
-        with old_name_allowed():
-            tuned = PeftModel.from_pretrained(base, adapter)
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        raise InputError(f"{adapter}: its weights do not fit {recipe.model}; train again") from None
+    with damage_told(adapter):
+        tokenizer = AutoTokenizer.from_pretrained(adapter)
+        try:
+            with old_name_allowed():
+                tuned = PeftModel.from_pretrained(base, adapter)
+        except RuntimeError as error:
+            if "size mismatch" not in str(error):
+                raise
+            raise InputError(f"{adapter}: its weights do not fit {recipe.model}; train again") from None
     missing = set(get_peft_model_state_dict(tuned, save_embedding_layers=False)) - names
     if missing:  # PEFT would leave them as they start, and warn at most
         raise InputError(
@@ -197,7 +212,7 @@ def load_adapted(
         # PEFT adds its penalty to every loss, and asks for a name that it sets where it trains.
         config.orth_reg_weight = 0.0
         tuned.base_model.trainable_adapter_name = "default"  # type: ignore[assignment]
-    return tuned, AutoTokenizer.from_pretrained(adapter)
+    return tuned, tokenizer
 
 
 def base_facts(name: str) -> dict[str, Any]:
@@ -221,7 +236,7 @@ def check_base(adapter: Path, name: str) -> None:
     """
     if not (adapter / BASE).is_file():
         return
-    trained_on, here = json.loads((adapter / BASE).read_text()), base_facts(name)
+    trained_on, here = files.read_kept(adapter / BASE, "model", "weights"), base_facts(name)
     if trained_on["weights"] != here["weights"]:
         source = " ".join(str(trained_on[key]) for key in ("id", "commit") if key in trained_on)
         raise InputError(
@@ -238,7 +253,7 @@ def check_adapter(adapter: Path) -> set[str]:
     Raises:
         InputError: the file is damaged or gone.
     """
-    kept = json.loads((adapter / BASE).read_text()) if (adapter / BASE).is_file() else {}
+    kept = files.read_kept(adapter / BASE) if (adapter / BASE).is_file() else {}
     file = adapter / ADAPTER
     try:
         with safe_open(file, "pt") as opened:
@@ -254,10 +269,7 @@ def check_adapter(adapter: Path) -> set[str]:
 
 def saved_labels(folder: Path) -> list[str] | None:
     """The class names of a run that trained a classifier, else None."""
-    try:
-        labels: list[str] | None = json.loads((folder / "splits.json").read_text())["labels"]
-    except (OSError, ValueError):
-        raise InputError(f"{folder / 'splits.json'}: is damaged or gone; train again") from None
+    labels: list[str] | None = files.read_kept(folder / "splits.json", "labels")["labels"]
     return labels
 
 

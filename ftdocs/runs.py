@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -130,7 +130,7 @@ def check_model(folder: Path, name: str) -> None:
 
 def read_prints(folder: Path) -> dict[str, str]:
     """The fingerprint of a run, part by part, as it was when it was trained."""
-    prints: dict[str, str] = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))["fingerprint"]
+    prints: dict[str, str] = files.read_kept(folder / ENVIRONMENT, "fingerprint")["fingerprint"]
     return prints
 
 
@@ -172,7 +172,7 @@ def check_same(folder: Path, recipe: Recipe, prints: dict[str, str], resume: boo
     Raises:
         InputError: names the parts that differ, and of the recipe its keys.
     """
-    environment = json.loads((folder / ENVIRONMENT).read_text())
+    environment = files.read_kept(folder / ENVIRONMENT, "fingerprint")
     before = environment["fingerprint"]
     matter = {"recipe", "model", "data"} if resume else set(prints)
     differing = [part for part in prints if part in matter and before.get(part) != prints[part]]
@@ -282,7 +282,7 @@ def here(recipe: Recipe, prints: dict[str, str]) -> dict[str, Any]:
 
 def go_on(folder: Path, recipe: Recipe, prints: dict[str, str]) -> None:
     """Write down that the run is resumed, maybe elsewhere: the newest facts, and those from before."""
-    before = json.loads((folder / ENVIRONMENT).read_text())
+    before = files.read_kept(folder / ENVIRONMENT)
     earlier = [*before.pop("resumed_from", []), before]
     content = {**here(recipe, prints), "resumed_from": earlier}
     files.write_atomic(folder / ENVIRONMENT, json.dumps(content, indent=1) + "\n")
@@ -312,7 +312,9 @@ def read_result(folder: Path) -> Result:
             f"{folder}: this run has not finished; go on with"
             f" `ftdocs train {folder / RECIPE} --output {folder} --resume`"
         )
-    return Result(run=folder, **json.loads((folder / RESULT).read_text()))
+    keys = [each.name for each in fields(Result) if each.name != "run"]
+    kept = files.read_kept(folder / RESULT, *keys)
+    return Result(run=folder, **{key: kept[key] for key in keys})
 
 
 def rough(count: int, split: str) -> str:

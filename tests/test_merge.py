@@ -173,6 +173,34 @@ def test_an_adapter_that_is_not_as_it_was_written_is_refused(tuned, tmp_path, ca
     assert rms(logits(*models.load_run(tuned))) > 0
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut", "another"])
+def test_whatever_is_damaged_in_a_run_is_told_in_one_line(damage, tuned, tmp_path, capsys):
+    """Each file that is read when a run is taken up; ``another``: whole, with something else in it."""
+    kept = [runs.RESULT, runs.RECIPE, runs.SPLITS, f"adapter/{models.BASE}", "adapter/adapter_config.json"]
+    kept += ["adapter/tokenizer.json", "adapter/tokenizer_config.json"]
+    for name in kept:
+        path = tuned / name
+        whole = path.read_bytes()
+        if damage == "gone":
+            if name in (f"adapter/{models.BASE}", "adapter/tokenizer_config.json"):
+                continue  # one that was made elsewhere has no facts, and there is more than one kind of tokenizer
+            path.unlink()
+        else:
+            path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b'{"r": "eight"}')
+        for command in (["merge", tuned, "--output", tmp_path / "out"], ["evaluate", tuned]):
+            if command[0] == "evaluate" and name == runs.SPLITS:
+                continue  # it makes the split anew
+            if damage == "another" and name == "adapter/tokenizer_config.json":
+                continue  # a tokenizer needs nothing in it
+            capsys.readouterr()
+            assert run(*command) == 2, (name, command)
+            told = capsys.readouterr()
+            assert told.out == "" and told.err.count("\n") == 1 and path.name in told.err.replace("adapter:", path.name), told.err
+        assert not (tmp_path / "out").exists()
+        path.write_bytes(whole)
+    assert run("merge", tuned, "--output", tmp_path / "out") == 0
+
+
 def test_an_adapter_on_another_base_is_refused_with_both_names(tuned, tiny_llama, tmp_path):
     kept = json.loads((tuned / "adapter" / models.BASE).read_text())
     assert kept["model"] == tiny_llama.name and len(kept["weights"]["model.safetensors"]) == 64
