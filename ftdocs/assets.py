@@ -731,7 +731,8 @@ def _write_record(folder: Path, facts: dict[str, Any]) -> None:
 
 def _whole(folder: Path, thorough: bool = False) -> bool:
     """Whether every file of ``source.json`` is there with its size (and its checksum)."""
-    return (folder / RECORD).exists() and not _broken(folder, thorough)
+    # os.path.exists says no of what may not be looked at; whoever writes there is told why.
+    return os.path.exists(folder / RECORD) and not _broken(folder, thorough)
 
 
 def _broken(folder: Path, thorough: bool = True) -> list[Path]:

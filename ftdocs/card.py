@@ -6,8 +6,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ftdocs import assets, runs
+from ftdocs import assets, files, runs
 from ftdocs.data.chat import as_prompt
+from ftdocs.models import BASE, IN_FOUR_BITS
 from ftdocs.recipe import Recipe
 
 # How to use a run; {run} is its path as a Python string.
@@ -129,6 +130,19 @@ def usage(
     loader = f"AutoModelFor{'SequenceClassification' if labels else 'CausalLM'}.from_pretrained"
     count = f", num_labels={len(labels)}" if labels else ""
     source = f'"{base}"' if "/" in base else "FOLDER_OF_THE_BASE_MODEL"
+    facts = files.read_kept(folder / part / BASE) if (folder / part / BASE).is_file() else {}
+    if facts.get("commit"):
+        source += f', revision="{facts["commit"]}"'
+    careful = ""
+    if "converted" in facts:
+        careful += (
+            f" The adapter was trained on the weights in {facts['id']} ({facts['converted']}), which may not be those"
+            " of the hub; base.json has their checksums."
+        )
+    if recipe.method.name in IN_FOUR_BITS:
+        careful += (
+            f" It was trained over that base in 4 bits (nf4, double quantisation): {recipe.method.name}."
+        )
     without = (
         f'`{loader}("{run}/model")` loads the model'
         if part == "model"
@@ -137,7 +151,7 @@ def usage(
     )
     return (
         f"\n## Use\n\nFrom the folder that holds `{run}`:\n\n```python\n{code}```\n\n"
-        f'Without `ftdocs`: {without}; `AutoTokenizer.from_pretrained("{run}/{part}")` loads the tokenizer.\n'
+        f'Without `ftdocs`: {without}; `AutoTokenizer.from_pretrained("{run}/{part}")` loads the tokenizer.{careful}\n'
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from dotenv import load_dotenv
 
-from ftdocs import __version__, processes
+from ftdocs import __version__, files, processes
 from ftdocs.errors import InputError
 
 # Modules that import torch are imported by the verbs that need them, so that `--help` answers at once.
@@ -65,12 +65,20 @@ def main(arguments: list[str] | None = None) -> int:
         load_dotenv(Path.cwd() / ".env")  # a variable that is set already wins
         options = parser().parse_args(arguments)
         options.verb(options)
+        sys.stdout.flush()
     except InputError as error:
         tell(str(error))
         return 2
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()
         return 1
+    except OSError as error:
+        if not (line := files.told(error)):
+            raise
+        if error.filename is None:
+            forget_output()
+        tell(line)
+        return 2
     except KeyboardInterrupt:
         tell("stopped", all_know=True)
         return 1
@@ -89,6 +97,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return 1
     return 0
+
+
+def forget_output() -> None:
+    """What is left to print goes nowhere, since it cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(line: str, all_know: bool = False) -> None:

@@ -96,6 +96,22 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+def told(error: OSError) -> str:
+    """What is wrong with a file or folder that the system refuses, and the mend; "" where a line cannot tell."""
+    named = os.fsdecode(error.filename) if error.filename is not None else "standard output, or a file"
+    where = named if len(named) < 200 else f"{named[:60]}…"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}: the disk is full; free some space or choose another place"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        ours = Path(named).is_relative_to(home())
+        return f"{where}: no permission; " + (
+            "set FTDOCS_HOME to a folder of yours" if ours else "choose another"
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{where}: the name is too long; choose a shorter one"
+    return ""
+
+
 @contextmanager
 def explain_write_errors(where: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission under ``where`` into one clear :class:`InputError`."""

@@ -224,7 +224,7 @@ def checks(needed_disk: float = 3e9, needed_memory: float = 5e9) -> list[Check]:
         )
     )
     folder = files.home()
-    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    existing = next(parent for parent in [folder, *folder.parents] if os.path.exists(parent))
     free = shutil.disk_usage(existing).free
     found.append(
         Check(
@@ -234,10 +234,13 @@ def checks(needed_disk: float = 3e9, needed_memory: float = 5e9) -> list[Check]:
             f"free {needed_disk / 1e9:.0f} GB, or set FTDOCS_HOME to a folder on a larger disk",
         )
     )
-    writable = os.access(existing, os.W_OK)
+    writable = existing.is_dir() and os.access(existing, os.W_OK)
     found.append(
         Check(
-            "cache", "writable" if writable else "read-only", writable, "set FTDOCS_HOME to your own folder"
+            "cache",
+            "writable" if writable else f"{existing} is no folder that you may write to",
+            writable,
+            "set FTDOCS_HOME to a folder of yours",
         )
     )
     return found

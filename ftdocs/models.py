@@ -64,6 +64,10 @@ def load(recipe: Recipe, labels: list[str] | None = None) -> tuple[PreTrainedMod
             )
             # Decoder classifiers read the last token that is not padding, so they must know which one is.
             model.config.pad_token_id = pad_token_id(tokenizer)
+    except SafetensorError as error:
+        raise InputError(
+            f"model: {recipe.model}: its weights are damaged ({error}); fetch them again"
+        ) from None
     except ValueError as error:
         if "does not support an attention implementation" in str(error):
             raise InputError(

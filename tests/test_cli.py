@@ -1,12 +1,16 @@
 """Commands that need no training: what they refuse, and what they print."""
 
 import csv
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ftdocs import assets, runs
+from ftdocs import assets, hardware, runs
 from ftdocs.cli import main, print_evaluation
 from ftdocs.data.prepare import load_splits
 from ftdocs.intervals import metric_intervals
@@ -55,6 +59,60 @@ def test_doctor_works_without_pytorch_and_says_what_installs_it(run_python):
     report = json.loads(done.stdout)
     assert {"torch", "peft"} <= {check["name"] for check in report["checks"] if not check["ok"]}
     assert "device" not in report and report["memory_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("number", "named", "says"),
+    [
+        (errno.EACCES, "home/models/minilm", "no permission; set FTDOCS_HOME to a folder of yours"),
+        (errno.EROFS, "elsewhere/out", "elsewhere/out: no permission; choose another"),
+        (errno.ENOSPC, "elsewhere/out", "elsewhere/out: the disk is full"),
+        (errno.ENOSPC, None, "standard output, or a file: the disk is full"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(number, named, says, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("FTDOCS_HOME", str(tmp_path / "home"))
+
+    def refuse() -> None:
+        raise OSError(number, "no", *([str(tmp_path / named)] if named else []))
+
+    monkeypatch.setattr(assets, "catalogue", refuse)
+    stdout = os.dup(1)
+    try:
+        assert main(["assets"]) == 2
+    finally:
+        os.dup2(stdout, 1)
+    line = capfd.readouterr().err
+    assert says in line and line.count("\n") == 1
+
+
+def test_another_error_of_the_system_is_not_called_wrong_input(monkeypatch):
+    monkeypatch.setattr(assets, "catalogue", lambda: os.read(-1, 1))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        main(["assets"])
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert f"{'x' * 60}…: the name is too long" in refused(capsys, "evaluate", "x" * 300)
+    Path("a.jsonl").write_text('{"text": "a"}\n' * 30)
+    Path("a.yaml").write_text("model: minilm\ndata: {path: a.jsonl}\nmethod: {name: full}\n")
+    assert "the name is too long" in refused(capsys, "train", "a.yaml", "--output", "x" * 300)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_behind_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ftdocs.cli", "assets", "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "the disk is full" in done.stderr
+
+
+def test_doctor_says_that_the_cache_is_no_folder(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FTDOCS_HOME", str(tmp_path / "file"))
+    [cache] = [check for check in hardware.checks() if check.name == "cache"]
+    assert not cache.ok and "is no folder that you may write to" in cache.found
 
 
 def test_doctor_names_the_command_for_models_and_data_that_are_missing(monkeypatch, tmp_path):

@@ -579,6 +579,26 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
     assert not left.exists()
 
 
+def test_a_local_model_with_damaged_weights_is_one_line(job, tiny_llama, tmp_path, capsys):
+    shutil.copytree(tiny_llama, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert run("train", job, "--set", f"model={tmp_path / 'cut'}", "--output", tmp_path / "out") == 2
+    line = capsys.readouterr().err
+    assert "cut: its weights are damaged" in line and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [runs.ENVIRONMENT, runs.RESULT])
+def test_a_run_whose_facts_are_damaged_is_told_in_one_line(name, job, tmp_path, capsys):
+    assert run("train", job, "--output", tmp_path / "out") == 0
+    (tmp_path / "out" / name).write_text('{"fingerp')
+    for command in (["evaluate", tmp_path / "out"], ["train", job, "--output", tmp_path / "out"]):
+        capsys.readouterr()
+        assert run(*command) == 2
+        line = capsys.readouterr().err
+        assert f"{name}: is damaged or gone; restore it, or train again" in line and line.count("\n") == 1
+
+
 def test_train_says_how_many_rows_are_cut_and_how_many_left_out(tiny_llama, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FTDOCS_PROFILE", "smoke")

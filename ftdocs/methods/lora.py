@@ -73,7 +73,7 @@ def target_names(model: torch.nn.Module, targets: str | list[str]) -> str | list
             there = {place.split(".")[-1] for place, part in parts.items() if isinstance(part, LINEAR)}
             raise InputError(
                 f"method.targets: {name!r} names no linear layer of this model; its linear layers:"
-                f" {', '.join(sorted(there))}"
+                f" {', '.join(sorted(there))}; or all-linear"
             )
     return [name for name in names if name not in heads]
 
