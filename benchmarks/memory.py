@@ -125,9 +125,7 @@ def main() -> None:
     print(head, *(f"{name:>{width[name]}}" for name in RULES))
     for row in rows:
         case = f"{row['model']:16}{row['method']:6}{tokens(row):>8} {over(row):9} {row['stack']:20}"
-        print(
-            f"{case}{float(row['gigabytes']):6.2f}", *(f"{row[name]:>+{width[name]}.0%}" for name in RULES)
-        )
+        print(f"{case}{float(row['gigabytes']):6.2f}", *(f"{row[name]:>+{width[name]}.0%}" for name in RULES))
     alone = [row for row in rows if plain(row)]
     for what, chosen in (("all", rows), ("one GPU, LLaMA, 16 bits, as allocated", alone)):
         for said, summary in (("median", median), ("worst", max)):
@@ -136,7 +134,9 @@ def main() -> None:
                 f"{f'{what}: {said} of {len(chosen)}':{len(head)}}",
                 *(f"{found[name]:>{width[name]}.1%}" for name in RULES),
             )
-    print(f"\n{'MB a token more':16}{'method':6}{'from':>8} {'to':>8} {'GPUs':9} {'stack':20}published planner")
+    print(
+        f"\n{'MB a token more':16}{'method':6}{'from':>8} {'to':>8} {'GPUs':9} {'stack':20}published planner"
+    )
     for pair in slopes(rows):
         few, many = pair["few"], pair["many"]
         case = f"{few['model']:16}{few['method']:6}{tokens(few):>8} {tokens(many):>8} {over(few):9}"
