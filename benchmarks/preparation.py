@@ -8,8 +8,7 @@ round, so that a slow minute of the machine meets them all. Printed are seconds 
 tokenizer are loaded before) and of all processors, rows and tokens a second, the ratio of speeds to the first
 contestant, and the largest memory of the process; for the larger file also how many times the smaller one's time it
 took and how much more memory. Ours also checks, cleans and deduplicates the rows, which TRL does not. TRL prepares
-when its trainer is made, here for a tiny model, and cuts what is longer than a row into pieces, as ours does. It needs
-that package, which the book does not: ``python -m pip install --no-deps trl==1.16.0``.
+when its trainer is made, here for a tiny model, and cuts what is longer than a row into pieces, as ours does.
 """
 
 import argparse
