@@ -27,7 +27,15 @@ PLANNED_AS = {
     "qlora": "qlora",
     "loftq": "qlora",
 }
-CHEAP = 0.0  # what costs less than a hundredth of the speed
+# By how much longer than its FLOPs say a token takes: assumptions of ours, not measured. QLoRA makes each weight whole
+# twice; litgpt's table has 15 to 105 % more for nf4-dq (its tutorials/resource-tables.md, short rows one at a time).
+SLOWER = {
+    "QLoRA": 0.3,
+    "sharded weights": 0.1,
+    "a micro-batch of one": 0.1,
+    "8-bit state": 0.02,
+    "twice the micro-batches": 0.01,
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Step:
         change: in words.
         setting: after it.
         need: of that setting.
-        slower: the predicted cost in speed, as a share: 0.33 is a third more time for the same tokens.
+        slower: the predicted cost in speed, as a share: 0.33 is a third more time for the same tokens; below 0 faster.
     """
 
     change: str
@@ -246,7 +254,7 @@ def fit(shape: Shape, setting: Setting, capacity: int, recipe: bool = False) -> 
         fitting,
         key=lambda each: (
             methods.index(each[1].method),
-            round(math.prod(1 + remedy.slower for remedy in each[0]), 6),
+            round(work(shape, each[1]) / work(shape, setting), 6),
             len(each[0]),
         ),
     )
@@ -268,11 +276,10 @@ def combinations(setting: Setting, recipe: bool = False) -> Iterator[tuple[list[
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of a setting that saves memory: in words, as a function, and how much slower it makes a step."""
+    """A change of a setting that saves memory: in words, and as a function."""
 
     change: str
     apply: Callable[[Setting], Setting]
-    slower: float
     in_recipes: bool = True  # whether ``ftdocs train`` has it
     together: bool = True  # and with several processes
 
@@ -283,11 +290,12 @@ def after(shape: Shape, setting: Setting, chosen: list[Remedy]) -> list[Step]:
     One that saves nothing by itself may do so with a later one, such as checkpointing, while the optimiser's step is
     the largest moment.
     """
-    steps = [Step("as asked", setting, memory.need(shape, setting), CHEAP)]
+    steps = [Step("as asked", setting, memory.need(shape, setting), 0.0)]
     for remedy in chosen:
-        wanted = remedy.apply(steps[-1].setting)
-        if wanted != steps[-1].setting:
-            steps.append(Step(remedy.change, wanted, memory.need(shape, wanted), remedy.slower))
+        before = steps[-1].setting
+        if (wanted := remedy.apply(before)) != before:
+            slower = round(work(shape, wanted) / work(shape, before) - 1, 3)
+            steps.append(Step(remedy.change, wanted, memory.need(shape, wanted), slower))
     return steps
 
 
@@ -300,9 +308,8 @@ def with_autocast(setting: Setting) -> Setting:
 def remedies(setting: Setting, recipe: bool = False) -> list[Remedy]:
     """What saves memory, the cheapest first.
 
-    Checkpointing makes the forward pass twice: 8 instead of 6 FLOPs for each weight and token. Sharding moves the
-    weights three times a step over the network. QLoRA makes each weight whole again, twice, before it is used. LoRA
-    comes late because it is another training, not because it is slow.
+    What each costs in speed is :func:`work`'s to say. LoRA comes late because it is another training, not because it is
+    slow.
     """
 
     def shared(now: Setting) -> Setting:
@@ -338,25 +345,23 @@ def remedies(setting: Setting, recipe: bool = False) -> list[Remedy]:
         return smaller
 
     asked = setting.batch_size
-    parts = (("half the micro-batch", 2, 0.01), ("a quarter of the micro-batch", 4, 0.02))
+    parts = {"half the micro-batch": 2, "a quarter of the micro-batch": 4}
     smaller = [
-        Remedy(f"{words}, accumulated", micro_batch(asked // part), slower)
-        for words, part, slower in parts
+        Remedy(f"{words}, accumulated", micro_batch(asked // part))
+        for words, part in parts.items()
         if asked % part == 0 and asked > part
     ]
-    smaller += (
-        [Remedy("micro-batches of one sequence, accumulated", micro_batch(1), 0.1)] if asked > 1 else []
-    )
+    smaller += [Remedy("micro-batches of one sequence, accumulated", micro_batch(1))] if asked > 1 else []
     return [
-        Remedy("attention without matrices of tokens × tokens", without_matrices, CHEAP),
-        Remedy("the loss in pieces", lambda now: replace(now, fused_loss=True), CHEAP, in_recipes=False),
-        Remedy("fused AdamW", fused, CHEAP),
+        Remedy("attention without matrices of tokens × tokens", without_matrices),
+        Remedy("the loss in pieces", lambda now: replace(now, fused_loss=True), in_recipes=False),
+        Remedy("fused AdamW", fused),
         *smaller,
-        Remedy("AdamW with 8-bit state", eight_bit, 0.02, in_recipes=False),
-        Remedy("FSDP", shared, 0.1),
-        Remedy("activation checkpointing", lambda now: replace(now, checkpointing=True), 1 / 3),
-        Remedy("LoRA instead of all weights", adapters, CHEAP),
-        Remedy("QLoRA", quantised, 0.3, together=False),
+        Remedy("AdamW with 8-bit state", eight_bit, in_recipes=False),
+        Remedy("FSDP", shared),
+        Remedy("activation checkpointing", lambda now: replace(now, checkpointing=True)),
+        Remedy("LoRA instead of all weights", adapters),
+        Remedy("QLoRA", quantised, together=False),
     ]
 
 
@@ -373,6 +378,26 @@ def flops(shape: Shape, setting: Setting) -> float:
     return passes * products + (6 + (2 if setting.checkpointing else 0)) / 2 * attention
 
 
+def work(shape: Shape, setting: Setting) -> float:
+    """What a token takes: its :func:`flops`, and the time of :data:`SLOWER` as if it were FLOPs too."""
+    holds = {
+        "QLoRA": setting.method == "qlora",
+        "sharded weights": setting.shares > 1,
+        "a micro-batch of one": setting.batch_size == 1,
+        "8-bit state": setting.optimizer.endswith("8bit"),
+        "twice the micro-batches": math.log2(setting.accumulation),
+    }
+    return flops(shape, setting) * math.prod(1 + SLOWER[name] * count for name, count in holds.items())
+
+
+def peak_flops(name: str, dtype: str) -> float:
+    """FLOPs a second of a GPU's dense matrix products at most, by its vendor's data sheet.
+
+    In 16 bits its tensor cores'; in fp32 what it does without them, since PyTorch leaves TF32 off.
+    """
+    return float(gpu(name)["tflops_fp32" if dtype == "fp32" else "tflops"]) * 1e12
+
+
 def estimate(
     shape: Shape,
     setting: Setting,
@@ -381,7 +406,7 @@ def estimate(
     price: float | None = None,
     utilisation: float = UTILISATION,
 ) -> dict[str, float]:
-    """How fast, how long and how dear: an estimate from FLOPs and a utilisation, not a measurement.
+    """How fast, how long and how dear: an estimate from :func:`work` and a utilisation, not a measurement.
 
     Args:
         shape: of the model.
@@ -389,9 +414,9 @@ def estimate(
         name: of a GPU of the catalogue.
         tokens: to train on in all; without them hours and cost are left out.
         price: of one GPU and hour.
-        utilisation: the share of the GPU's dense 16-bit peak that is reached.
+        utilisation: the share of :func:`peak_flops` that is reached.
     """
-    rate = setting.gpus * utilisation * gpu(name)["tflops"] * 1e12 / flops(shape, setting)
+    rate = setting.gpus * utilisation * peak_flops(name, setting.dtype) / work(shape, setting)
     found = {"tokens_per_second": round(rate, 1), "utilisation": utilisation}
     if tokens:
         hours = tokens / rate / 3600
@@ -414,7 +439,7 @@ def report(
         "peak_at": need.peak.name,
         "breakdown": {part: size for part, size in need.peak.parts.items() if size},
         "fits": fits(need, gpu_bytes(name)) if name else None,
-        "assumptions": need.assumptions,
+        "assumptions": [*need.assumptions, *([assumed_speed(shape, setting, name)] if name else [])],
         "range_bytes": [low, high],
         "moments": {moment.name: moment.total for moment in need.moments},
         "parameters": shape.parameters,
@@ -433,6 +458,16 @@ def report(
              "optimizer", "master_weights", "fused_loss", "attention", "cpu_offload")
         }  # fmt: skip
     return found
+
+
+def assumed_speed(shape: Shape, setting: Setting, name: str) -> str:
+    """What an estimate stands on, in words."""
+    dtype = "fp32 without TF32" if setting.dtype == "fp32" else setting.dtype
+    more = work(shape, setting) / flops(shape, setting) - 1
+    return (
+        f"the estimate: a share of {peak_flops(name, setting.dtype) / 1e12:g} TFLOPS, the GPU's dense peak in {dtype};"
+        f" {more:.0%} more time than FLOPs alone, which we assume and have not measured"
+    )
 
 
 def as_text(found: dict[str, Any]) -> str:
@@ -454,7 +489,12 @@ def as_text(found: dict[str, Any]) -> str:
         if not found["fits"]:  # a plan of --fit does, or was refused
             lines.append("next: add --fit, which turns on what makes it fit and says what that costs")
     for step in found.get("changes", []):
-        slower = f"about {step['slower']:.0%} slower" if step["slower"] else "no slower"
+        share = step["slower"]
+        slower = (
+            f"about {abs(share):.0%} {'slower' if share > 0 else 'faster'}"
+            if abs(share) > 0.005
+            else "no slower"
+        )
         lines.append(f"  + {step['change']}: {step['peak_bytes'] / 1e9:.2f} GB, {slower} (predicted)")
     if found.get("overrides"):
         lines.append("in the recipe: " + " ".join(f"--set {change}" for change in found["overrides"]))

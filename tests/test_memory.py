@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -414,12 +415,11 @@ def test_of_all_plans_that_fit_the_cheapest_is_found(model, asked, gpu, changes)
 
 
 def test_what_the_micro_batches_of_a_plan_cost():
-    offered = {
-        each.change: each.slower
-        for each in plan.remedies(Setting(batch_size=2))
-        if "accumulated" in each.change
-    }
-    assert offered == {"micro-batches of one sequence, accumulated": 0.1}
+    shape = shapes.find("Llama-3.2-1B")
+    (one,) = [each for each in plan.remedies(Setting(batch_size=2)) if "accumulated" in each.change]
+    asked = Setting(batch_size=2)
+    assert one.change == "micro-batches of one sequence, accumulated"
+    assert plan.work(shape, one.apply(asked)) / plan.work(shape, asked) == pytest.approx(1.1 * 1.01)
     eight = [each.change for each in plan.remedies(Setting(batch_size=8)) if "accumulated" in each.change]
     assert len(eight) == 3 and not any("accumulated" in each.change for each in plan.remedies(Setting()))
     asked = Setting("lora", master_weights=True, fused_loss=True, optimizer="adamw-fused", seq_len=16384)
@@ -438,6 +438,33 @@ def test_an_estimate_counts_flops_as_the_papers_do():
     found = plan.estimate(shape, Setting(), "A100-80GB", tokens=10**9, price=2.0, utilisation=0.5)
     assert found["cost"] == pytest.approx(2 * found["hours"], abs=0.01)
     assert found["hours"] == pytest.approx(1e9 / found["tokens_per_second"] / 3600, rel=0.01)
+
+
+def test_no_estimate_is_faster_than_the_gpu_multiplies_in_that_dtype():
+    shape = shapes.find("Llama-3.1-8B")
+    for name, described in shapes.catalogue("gpus").items():
+        assert described["tflops_fp32"] < described["tflops"]
+        for dtype, peak in (("bf16", described["tflops"]), ("fp32", described["tflops_fp32"])):
+            asked = Setting(dtype=dtype, batch_size=2, seq_len=2048)
+            rate = plan.estimate(shape, asked, name, utilisation=1)["tokens_per_second"]
+            assert rate * plan.flops(shape, asked) == pytest.approx(peak * 1e12, rel=0.01)
+    recipe = Recipe(model="Llama-3.2-1B", data={"name": "docstrings"})  # precision: auto, on a T4 float32
+    rate = plan.estimate(*plan.of_recipe(recipe, "T4-16GB"), "T4-16GB")["tokens_per_second"]
+    assert rate * plan.flops(*plan.of_recipe(recipe, "T4-16GB")) < 8.1e12
+
+
+def test_an_estimate_is_as_much_slower_as_the_plan_says():
+    shape, asked = (
+        shapes.find("Llama-3.1-8B"),
+        Setting("lora", gpus=4, sharding="ddp", batch_size=4, seq_len=2048),
+    )
+    steps = plan.after(shape, asked, plan.remedies(asked))
+    assert {"FSDP", "QLoRA", "activation checkpointing"} < {step.change for step in steps}
+    for before, step in pairwise(steps):
+        rates = [
+            plan.estimate(shape, each.setting, "A100-80GB")["tokens_per_second"] for each in (before, step)
+        ]
+        assert rates[0] / rates[1] == pytest.approx(1 + step.slower, abs=0.002), step.change
 
 
 def answer(capsys, *arguments: str) -> dict:
