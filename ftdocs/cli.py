@@ -426,9 +426,7 @@ def plan(options: argparse.Namespace) -> None:
 
     if (options.recipe is None) == (options.model is None):
         raise InputError("give a recipe or --model, one of them, such as --model Llama-3.1-8B")
-    if options.fit and not options.gpu:
-        raise InputError("--fit needs a GPU to fit on: add --gpu, such as --gpu A10G-24GB")
-    check_estimate(options)
+    check_plan(options)
     if options.method not in (None, *CHOICES["method"]):
         raise InputError(f"--method {options.method}: {plan.not_planned(options.method)}")
     own = {
@@ -478,12 +476,20 @@ def plan(options: argparse.Namespace) -> None:
     print_json(found) if options.json else print(plan.as_text(found))
 
 
-def check_estimate(options: argparse.Namespace) -> None:
-    """Refuse what an estimate of time and money cannot be made of.
+def check_plan(options: argparse.Namespace) -> None:
+    """Refuse options of a plan that say nothing, and what no estimate of time and money can be made of.
 
     Raises:
         InputError: names the option.
     """
+    if options.fit and not options.gpu:
+        raise InputError("--fit needs a GPU to fit on: add --gpu, such as --gpu A10G-24GB")
+    if options.gpu is not None and not options.gpu.strip():
+        raise InputError("--gpu: is empty; give one such as A10G-24GB, or leave it out")
+    if options.sharding not in (None, "none") and (options.gpus or 1) == 1:
+        raise InputError(
+            f"--sharding {options.sharding}: one GPU shares with no other; add --gpus, or leave it out"
+        )
     if (options.tokens or options.price) and not options.gpu:
         raise InputError("--tokens and --price need a GPU: add --gpu, such as --gpu A10G-24GB")
     for name in ("tokens", "price"):

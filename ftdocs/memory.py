@@ -25,6 +25,7 @@ BLOCK, STATE_BLOCK = (
 )  # of bitsandbytes: weights that share a scale in nf4, numbers of 8-bit states that do
 NF4 = 0.5 + 1 / BLOCK + 4 / (BLOCK * 256)  # bytes a weight with double quantisation (Dettmers et al., 2023)
 EIGHT_BIT = 2 * (1 + 4 / STATE_BLOCK)  # bytes a parameter of both moments (Dettmers et al., 2022)
+MOST = 10_000_000  # of what is counted in a setting: more is a slip of the hand
 BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, in numbers
 
 
@@ -42,7 +43,7 @@ class Setting:
         sharding: what they share: none and ddp nothing, zero2 gradients and state, fsdp and zero3 the weights too.
         checkpointing: a block keeps what goes in, and computes the rest anew in the backward pass.
         optimizer: adamw is the ``foreach`` kind; what is paged lies in the CPU's memory.
-        master_weights: weights are float32, and matrix products read bfloat16 copies (autocast).
+        master_weights: weights are float32, and matrix products read copies in ``dtype`` (autocast).
         fused_loss: the logits are made and dropped in pieces.
         loss_chunk: of how many positions the pieces are, as in ``ftdocs.loss``; 0: as Liger Kernel cuts them.
         attention: eager keeps a matrix of tokens × tokens for each head.
@@ -78,34 +79,44 @@ class Setting:
         for name in ("batch_size", "accumulation", "seq_len", "gpus", "rank"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
-        if self.loss_chunk < 0:
-            raise InputError(
-                f"loss_chunk is {self.loss_chunk}; give at least 1, or 0 for Liger Kernel's pieces"
-            )
-        if self.attention == "flash" and self.dtype == "fp32":
-            raise InputError("flash attention with dtype fp32: it is made for 16 bits; choose bf16, or sdpa")
-        if self.gpus > 1 and self.sharding == "none":
-            raise InputError(f"{self.gpus} GPUs with sharding none; choose ddp, fsdp, zero2 or zero3")
-        if self.method == "qlora" and self.dtype == "fp32":
-            raise InputError(
-                "qlora with dtype fp32: quantised weights are multiplied in bf16 or fp16; choose one"
-            )
-        if self.method == "qlora" and self.sharding in ("zero2", "zero3") and self.gpus > 1:
-            raise InputError(
-                f"qlora with {self.sharding}: choose ddp, or fsdp, which shard quantised weights or copy them"
-            )
-        if self.master_weights and self.dtype == "fp32":
-            raise InputError(
-                "master_weights with dtype fp32: the weights are float32 already; choose bf16 or leave it out"
-            )
-        if self.cpu_offload and self.sharding == "ddp":
-            raise InputError("cpu_offload with ddp: each GPU keeps everything; choose fsdp, zero2 or zero3")
-        if self.gpus > 1 and self.sharding == "fsdp" and self.optimizer not in TORCHS:
-            raise InputError(
-                f"{self.optimizer} with fsdp: bitsandbytes cannot step what is sharded; choose adamw"
-            )
-        if self.cpu_offload and self.optimizer.startswith("paged"):
-            raise InputError("cpu_offload with a paged optimizer: both move its state; choose one of them")
+            if getattr(self, name) > MOST:
+                raise InputError(f"{name} is {getattr(self, name)}; give at most {MOST}")
+        several, fp32 = self.gpus > 1, self.dtype == "fp32"
+        refused = {
+            f"loss_chunk is {self.loss_chunk}; give at least 1, or 0 for Liger Kernel's pieces": (
+                self.loss_chunk < 0
+            ),
+            "full with dtype fp16: a GradScaler refuses float16 gradients; add master_weights, or choose bf16": (
+                self.full and self.dtype == "fp16" and not (self.master_weights or self.steps_copies)
+            ),
+            "flash attention with dtype fp32: it is made for 16 bits; choose bf16, or sdpa": (
+                self.attention == "flash" and fp32
+            ),
+            f"{self.gpus} GPUs with sharding none; choose ddp, fsdp, zero2 or zero3": (
+                several and self.sharding == "none"
+            ),
+            "qlora with dtype fp32: quantised weights are multiplied in bf16 or fp16; choose one": (
+                self.method == "qlora" and fp32
+            ),
+            f"qlora with {self.sharding}: choose ddp, or fsdp, which shard quantised weights or copy them": (
+                self.method == "qlora" and self.sharding in ("zero2", "zero3") and several
+            ),
+            "master_weights with dtype fp32: the weights are float32 already; choose bf16 or leave it out": (
+                self.master_weights and fp32
+            ),
+            "cpu_offload with ddp: each GPU keeps everything; choose fsdp, zero2 or zero3": (
+                self.cpu_offload and self.sharding == "ddp"
+            ),
+            f"{self.optimizer} with fsdp: bitsandbytes cannot step what is sharded; choose adamw": (
+                several and self.sharding == "fsdp" and self.optimizer not in TORCHS
+            ),
+            "cpu_offload with a paged optimizer: both move its state; choose one of them": (
+                self.cpu_offload and self.optimizer.startswith("paged")
+            ),
+        }
+        for message, holds in refused.items():
+            if holds:
+                raise InputError(message)
 
     @property
     def full(self) -> bool:
@@ -114,7 +125,7 @@ class Setting:
 
     @property
     def autocast(self) -> bool:
-        """Weights in float32, matrix products in bfloat16; LoRA's frozen weights stay as they are."""
+        """Weights in float32, matrix products in 16 bits; LoRA's frozen weights stay as they are."""
         return self.master_weights
 
     @property
@@ -136,6 +147,11 @@ class Setting:
     def divides_from_the_start(self) -> bool:
         """ZeRO-3's share of the gradients is allocated once, and stays between steps."""
         return self.gpus > 1 and self.sharding == "zero3" and not self.cpu_offload
+
+    @property
+    def steps_copies(self) -> bool:
+        """DeepSpeed steps float32 weights of its own, with any optimiser (its ``stage_1_and_2.py``, ``stage3.py``)."""
+        return self.full and self.gpus > 1 and self.sharding in ("zero2", "zero3") and self.weight == 2
 
     @property
     def tokens(self) -> int:
@@ -212,13 +228,12 @@ def weight_bytes(shape: Shape, setting: Setting) -> int:
 def state_bytes(shape: Shape, setting: Setting) -> int:
     """AdamW's two moments of all that is trained; under DeepSpeed also the float32 weights that it steps."""
     trained = trained_parameters(shape, setting)
+    own = 4 * trained if setting.steps_copies else 0
     if setting.optimizer.startswith("paged"):
-        return 0
+        return own
     if setting.optimizer == "adamw-8bit":
-        return round(EIGHT_BIT * trained)
-    if setting.full and setting.gpus > 1 and setting.sharding in ("zero2", "zero3"):
-        return 12 * trained if setting.weight == 2 else 8 * trained  # DeepSpeed's own float32 weights
-    return 2 * (setting.weight if setting.full else 4) * trained
+        return own + round(EIGHT_BIT * trained)
+    return own + 2 * (setting.weight if setting.full and not own else 4) * trained
 
 
 def gradient_bytes(shape: Shape, setting: Setting) -> int:
@@ -437,7 +452,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
     final = tokens * (
         norm(shape, setting) + (setting.size * shape.hidden if setting.autocast and setting.full else 0)
     )
-    copies = bf16_copies(shape, setting)
+    copies, copied = bf16_copies(shape, setting), f"{setting.dtype} copies"
     gathered, reduced = gathered_bytes(shape, setting)
     before = gradients_before(shape, setting)
     divided = setting.shares > 1 and before < gradient_bytes(
@@ -465,7 +480,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
             "the loss's backward",
             {
                 **base,
-                "bf16 copies": copies if not setting.checkpointing else copies_of_head(shape, setting),
+                copied: copies if not setting.checkpointing else copies_of_head(shape, setting),
                 "gradients": before + by_loss,
                 "activations": layers * held + final - unused,
                 "logits": loss_bytes(shape, setting),
@@ -481,7 +496,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
     if setting.checkpointing and copies:
         # ftdocs.loss makes its gradients in the forward pass; the others have no gradient of the logits yet.
         logits = loss_bytes(shape, setting) * (12 if in_chunks(shape, setting) else 10) // 12
-        at_end = {**found[-1].parts, "bf16 copies": copies, "logits": logits}
+        at_end = {**found[-1].parts, copied: copies, "logits": logits}
         found.insert(-1, Moment("the end of the forward pass", at_end))
     # RMSNorm's backward is six operations in float32; LayerNorm's is one.
     norming = (24 if shape.gated else 3) * tokens * shape.hidden
@@ -490,7 +505,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
             "the last norm's backward",
             {
                 **base,
-                "bf16 copies": copies if not setting.checkpointing else 0,
+                copied: copies if not setting.checkpointing else 0,
                 "gradients": before + head,
                 "activations": layers * held + norming - unused,
             },
@@ -510,9 +525,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
                 name,
                 {
                     **base,
-                    "bf16 copies": copies * block // layers
-                    if not setting.checkpointing
-                    else copies // layers,
+                    copied: copies * block // layers if not setting.checkpointing else copies // layers,
                     "gradients": here + mlp + reduced,
                     "activations": below + own + moving - unused,
                     "dequantised weights": dequantised(shape, setting),
@@ -565,7 +578,7 @@ def gradients_before(shape: Shape, setting: Setting) -> int:
 
 
 def bf16_copies(shape: Shape, setting: Setting) -> int:
-    """Autocast's bfloat16 copies of the trained linear layers; an embedding that is only looked up has none."""
+    """Autocast's copies of the trained linear layers; an embedding that is only looked up has none."""
     if not (setting.autocast and setting.full):
         return 0
     linear = shape.layers * sum(each.inputs * each.outputs for each in shape.linears)
@@ -631,8 +644,9 @@ def assumptions(shape: Shape, setting: Setting) -> list[str]:
         (True, f"micro-batches of {setting.batch_size} × {setting.seq_len} tokens, padding included"
          + (f", {setting.accumulation} of them a step" if setting.accumulation > 1 else "")),
         (not setting.full, f"adapters of rank {setting.rank} on {setting.targets}, in float32, without dropout"),
-        (setting.autocast and setting.full, "weights in float32; matrix products read bfloat16 copies (autocast)"),
-        (setting.autocast and not setting.full, "adapters multiply in bfloat16 (autocast)"),
+        (setting.autocast and setting.full,
+         f"weights in float32; matrix products read {setting.dtype} copies (autocast)"),
+        (setting.autocast and not setting.full, f"adapters multiply in {setting.dtype} (autocast)"),
         (setting.method == "qlora", f"nf4, double quantisation, blocks of 64; the rest in {setting.dtype}"),
         (
             setting.fused_loss,
@@ -657,8 +671,9 @@ def assumptions(shape: Shape, setting: Setting) -> list[str]:
             "float32 weights gathered as they are, as the loop engine does; Accelerate gathers bfloat16, which is less",
         ),
         (
-            setting.sharding in ("zero2", "zero3") and setting.gpus > 1 and setting.full and setting.weight == 2,
-            "DeepSpeed's float32 weights beside AdamW's moments: 12 bytes a parameter, divided",
+            setting.steps_copies and not setting.cpu_offload,
+            "DeepSpeed's float32 weights beside what the optimiser keeps on the GPU:"
+            f" {state_bytes(shape, setting) / shape.parameters:.3g} bytes a parameter, divided",
         ),
         (
             shape.family == "gemma2" and setting.attention == "sdpa",
@@ -674,6 +689,7 @@ def assumptions(shape: Shape, setting: Setting) -> list[str]:
         ),
         (setting.cpu_offload, "the optimiser steps on the CPU"),
         (shape.family == "bert", "a classifier of two classes"),
+        (shape.part, "the language part alone, with no images in its rows: the part that sees comes on top"),
     ]  # fmt: skip
     return [text for holds, text in facts if holds]
 

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from ftdocs.errors import InputError
 GATED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "gemma3_text")
 PLAIN = ("phi", "gpt2", "bert")
 KNOWN = (*GATED, *PLAIN)
+# What published configurations leave out, since it is transformers' default.
+LEFT_OUT = {"gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208}}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Shape:
         norms: parameters of the norms of one block.
         norm_count: norms over the residual stream in one block.
         root: parameters outside of the blocks.
+        part: what a configuration of images and text describes besides is not counted.
     """
 
     family: str
@@ -64,6 +67,7 @@ class Shape:
     norms: int
     norm_count: int
     root: int
+    part: bool = False
 
     @property
     def queries(self) -> int:
@@ -124,9 +128,15 @@ def shape(config: dict[str, Any], where: str = "config") -> Shape:
         InputError: an architecture that is not described here, or a key that is missing.
     """
     family = config.get("model_type", "")
+    if quantised := config.get("quantization_config"):
+        kind = quantised.get("quant_method", "weights") if isinstance(quantised, dict) else "weights"
+        raise InputError(
+            f"{where}: quantization_config: {kind} are not planned; give the config.json of the model before it was"
+            " quantised, and --method qlora for nf4"
+        )
     if isinstance(config.get("text_config"), dict) and family not in KNOWN:
         # a model of images and text: its language part
-        return shape(config["text_config"], where)
+        return replace(shape(config["text_config"], where), part=True)
     if family not in KNOWN:
         raise InputError(
             f"{where}: model_type {family or 'is missing'}: the planner knows {', '.join(KNOWN)}; for another one"
@@ -135,6 +145,7 @@ def shape(config: dict[str, Any], where: str = "config") -> Shape:
 
     def get(*names: str, default: Any = None) -> Any:
         """The first of several keys that is there."""
+        default = LEFT_OUT.get(family, {}).get(names[0], default)
         value = next((config[name] for name in names if config.get(name) is not None), default)
         if value is None:
             raise InputError(f"{where}: key {names[0]} is missing; give a whole config.json")
@@ -225,6 +236,8 @@ def find(name: str) -> Shape:
     Raises:
         InputError: nothing of this name; or the file is no configuration.
     """
+    if not name.strip():
+        raise InputError("--model: is empty; give a name such as Llama-3.1-8B, or a config.json")
     path = Path(name).expanduser()
     if path.is_dir():
         path = path / "config.json"

@@ -19,6 +19,23 @@ SMALL = "--set method.name=lora --set method.targets=q_proj --set train.precisio
 SMALL += " --set train.seq_len=16 --set train.max_steps=1"
 
 
+# sbatch's long options: src/common/slurm_opt.c of SchedMD/slurm at 284c3b95, and https://slurm.schedmd.com/sbatch.html.
+SBATCH = set(
+    """
+    account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment constraint container
+    container-id contiguous core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot
+    dependency distribution error exclude exclusive export export-file extra extra-node-info get-user-env gid gpu-
+    bind gpu-freq gpus gpus-per-node gpus-per-socket gpus-per-task gres gres-flags help hint hold ignore-pbs input
+    job-name kill-on-invalid-dep licenses mail-type mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus
+    network nice no-kill no-requeue nodefile nodelist nodes ntasks ntasks-per-core ntasks-per-gpu ntasks-per-node
+    ntasks-per-socket oom-kill-step open-mode output overcommit oversubscribe parsable partition prefer priority
+    profile propagate qos quiet reboot requeue reservation resv-ports segment signal sockets-per-node spread-job
+    stepmgr switches test-only thread-spec threads-per-core time time-min tmp tres-bind tres-per-task uid usage use-
+    min-nodes verbose version wait wait-all-nodes wckey wrap
+    """.split()
+)
+
+
 def started(folder: Path, command: str, **variables: str) -> subprocess.CompletedProcess:
     """A shell's command on the CPU, where the environment's own programs are found first."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -50,6 +67,23 @@ def test_slurm_job_trains_and_comes_back_from_the_queue(tmp_path):
     assert trained_by(tmp_path / "runs/17") == ([1], 2)
     show = stand_ins + 'srun() { echo "$@"; }; bash recipes/cloud/train.slurm'
     assert started(tmp_path, show, **variables).stdout.rstrip().endswith("--output runs/17 --resume")
+
+
+def test_slurm_knows_each_option_of_the_job():
+    lines = (CLONE / "recipes/cloud/train.slurm").read_text(encoding="utf-8").splitlines()
+    asked = dict(
+        re.fullmatch(r"#SBATCH --([a-z-]+)=?(\S*)", line).groups() for line in lines if line.startswith("#SB")
+    )
+    assert len(asked) > 5 and not asked.keys() - SBATCH
+    assert lines.index("set -euo pipefail") > max(
+        i for i, line in enumerate(lines) if line.startswith("#SBATCH")
+    )
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", asked.pop("time"))
+    assert (
+        asked.pop("job-name")
+        and asked.pop("requeue") == ""
+        and all(int(number) > 0 for number in asked.values())
+    )
 
 
 def test_two_pods_of_the_kubernetes_job_train_one_model(tmp_path):

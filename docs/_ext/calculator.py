@@ -45,8 +45,10 @@ def data() -> dict[str, Any]:
             "nf4": memory.NF4,
             "eight_bit": memory.EIGHT_BIT,
             "bucket": memory.BUCKET,
+            "most": memory.MOST,
             "context": plan.CONTEXT,
             "gaps": plan.GAPS,
+            "held": plan.HELD,
         },
     }
 

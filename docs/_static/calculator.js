@@ -30,6 +30,11 @@ document.addEventListener("DOMContentLoaded", () => {
 
   function problem(s) { // what ftdocs.memory and ftdocs.plan refuse too
     for (const field of fields) if (field.type === "number" && s[field.name] < 1) return `${field.name}: give at least 1.`;
+    for (const field of fields)
+      if (field.type === "number" && s[field.name] > PLANNER.constants.most)
+        return `${field.name}: give at most ${PLANNER.constants.most}.`;
+    if (s.method === "full" && s.dtype === "fp16" && !s.master_weights && !(s.gpus > 1 && s.sharding.startsWith("zero")))
+      return "A GradScaler refuses float16 gradients: switch float32 weights on, or choose bf16.";
     if (s.gpus > 1 && s.sharding === "fsdp" && !["adamw", "adamw-fused"].includes(s.optimizer))
       return "bitsandbytes cannot step what FSDP has sharded: choose adamw or adamw-fused.";
     if (s.gpus > 1 && s.sharding === "none") return "Several GPUs: choose how they share.";
@@ -55,8 +60,10 @@ document.addEventListener("DOMContentLoaded", () => {
     const [low, high] = PLANNER.constants.gaps.map((g) => found.peak.total * g + PLANNER.constants.context);
     const room = PLANNER.gpus[s.gpu];
     line(`${gb(found.peak.total)} at ${found.peak.name}`, "strong");
-    line(`With CUDA's own share and the allocator's gaps a GPU needs ${gb(low)} to ${gb(high)}: ` +
+    const held = found.peak.total * PLANNER.constants.held + PLANNER.constants.context;
+    line(`With CUDA's own share and up to a tenth for the allocator's gaps a GPU may need ${gb(low)} to ${gb(high)}: ` +
       `${high <= room ? "it fits" : low <= room ? "it may just fit" : "it does not fit"} on ${s.gpu} (${gb(room)}). ` +
+      `Software that keeps more held up to ${PLANNER.constants.held} times the count, ${gb(held)}: measure the first step. ` +
       `Between steps it rests at ${gb(found.resting)}.`);
     const list = out.appendChild(document.createElement("dl"));
     for (const [part, bytes] of Object.entries(found.peak.parts).filter(([, size]) => size > 0)) {

@@ -26,10 +26,10 @@ const planner = (() => {
   }
 
   function stateBytes(shape, s, d) {
-    if (s.optimizer.startsWith("paged")) return 0;
-    if (s.optimizer === "adamw-8bit") return Math.round(C.eight_bit * d.trained);
-    if (d.full && s.gpus > 1 && s.sharding.startsWith("zero")) return (d.weight === 2 ? 12 : 8) * d.trained;
-    return 2 * (d.full ? d.weight : 4) * d.trained;
+    const own = d.full && s.gpus > 1 && s.sharding.startsWith("zero") && d.weight === 2 ? 4 * d.trained : 0;
+    if (s.optimizer.startsWith("paged")) return own;
+    if (s.optimizer === "adamw-8bit") return own + Math.round(C.eight_bit * d.trained);
+    return own + 2 * (d.full && !own ? d.weight : 4) * d.trained;
   }
 
   const gradientBytes = (d) => (d.full ? d.weight : 4) * d.trained;
@@ -156,6 +156,7 @@ const planner = (() => {
     const final = tokens * (norm(shape, d) + (d.autocast && d.full ? d.size * shape.hidden : 0));
     const headCopy = d.autocast && d.full && decoder ? 2 * shape.embedding : 0;
     const copies = d.autocast && d.full ? 2 * L * sum(shape.linears.map((l) => l.inputs * l.outputs)) + headCopy : 0;
+    const copied = `${s.dtype} copies`;
     const [gathered, reduced] = gatheredBytes(shape, s, d);
     const [buckets, keptBuckets] = bucketBytes(s, d);
     const base = { weights, optimiser: state, "gathered weights": gathered, buckets }, before = gradientsBefore(s, d);
@@ -169,23 +170,23 @@ const planner = (() => {
     let head = d.full && decoder ? number * shape.embedding : 0;
     if (!(d.shares > 1 || d.stateShares === 1)) head = floor(head / d.stateShares);
     const found = [{ name: "the loss's backward", parts: {
-      ...base, "bf16 copies": s.checkpointing ? headCopy : copies, gradients: before + (s.fused_loss ? head : 0),
+      ...base, [copied]: s.checkpointing ? headCopy : copies, gradients: before + (s.fused_loss ? head : 0),
       activations: L * held + final - unused, logits: lossBytes(shape, s, d) } }];
     if (d.shares > 1 && s.sharding === "fsdp")
       found.unshift({ name: "the start of the forward pass", parts: {
         ...base, "gathered weights": gathered + d.weight * shape.root, gradients: before } });
     if (s.checkpointing && copies)
       found.splice(-1, 0, { name: "the end of the forward pass", parts: {
-        ...found[found.length - 1].parts, "bf16 copies": copies, logits: floor((lossBytes(shape, s, d) * 10) / 12) } });
+        ...found[found.length - 1].parts, [copied]: copies, logits: floor((lossBytes(shape, s, d) * 10) / 12) } });
     found.push({ name: "the last norm's backward", parts: {
-      ...base, "bf16 copies": s.checkpointing ? 0 : copies, gradients: before + head,
+      ...base, [copied]: s.checkpointing ? 0 : copies, gradients: before + head,
       activations: L * held + (shape.gated ? 24 : 3) * tokens * shape.hidden - unused } });
     const moving = Math.max(tokens * backwardOfBlock(shape, d), backwardOfAttention(shape, s, d)), last = shape.linears[shape.linears.length - 1];
     const mlp = d.full ? number * (last.inputs * last.outputs + (last.bias ? last.outputs : 0)) : 0;
     const dequantised = s.method === "qlora" ? d.size * Math.max(...shape.linears.map((l) => l.inputs * l.outputs)) : 0;
     for (const [name, block] of [["the last block's backward", L], ["the first block's backward", 1]])
       found.push({ name, parts: {
-        ...base, "bf16 copies": s.checkpointing ? floor(copies / L) : floor((copies * block) / L),
+        ...base, [copied]: s.checkpointing ? floor(copies / L) : floor((copies * block) / L),
         gradients: (before ? before + (shape.tied || divided ? head : 0) : arrived(L - block, false) + head) + mlp + reduced,
         activations: (s.checkpointing || block > 1 ? (block - 1) * held : 0) + kept + (s.checkpointing ? entry : 0)
           + moving - unused,
