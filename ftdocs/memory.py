@@ -343,6 +343,21 @@ def adapter_inputs(shape: Shape, setting: Setting, linears: list[Linear]) -> int
     return 4 * (sum(shared.values()) + setting.rank * len(targets))
 
 
+def below_the_first_adapter(shape: Shape, setting: Setting) -> int:
+    """Bytes that the first block does not keep: below its first adapter nothing is differentiated."""
+    targets, (attention, mlp) = shape.targeted(setting.targets), halves(shape)
+    if any(linear in attention[:-1] for linear in targets):
+        return setting.tokens * norm(shape, setting)
+    unused = kept_by_attention(shape, setting) - adapter_inputs(shape, setting, attention)
+    if attention[-1] in targets:  # which shares its input with attention in float32
+        unused -= setting.size * shape.queries if setting.dtype == "fp32" else 0
+    elif targets == [mlp[-1]]:
+        unused += kept_by_mlp(shape, setting) - adapter_inputs(shape, setting, mlp)
+    else:
+        unused += norm(shape, setting)
+    return setting.tokens * unused + scores(shape, setting)
+
+
 def scores(shape: Shape, setting: Setting) -> int:
     """Bytes of a block's tokens × tokens matrices: none but for eager attention.
 
@@ -447,8 +462,7 @@ def moments(shape: Shape, setting: Setting) -> list[Moment]:
     kept = tokens * kept_by_block(shape, setting) + scores(shape, setting)
     entry = tokens * setting.stream * shape.hidden  # what goes into a block
     held = entry if setting.checkpointing else kept
-    # Below the first adapter nothing is trained, and the first norm keeps nothing.
-    unused = 0 if setting.full or setting.checkpointing else tokens * norm(shape, setting)
+    unused = 0 if setting.full or setting.checkpointing else below_the_first_adapter(shape, setting)
     final = tokens * (
         norm(shape, setting) + (setting.size * shape.hidden if setting.autocast and setting.full else 0)
     )
