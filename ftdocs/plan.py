@@ -402,7 +402,8 @@ def work(shape: Shape, setting: Setting) -> float:
 def peak_flops(name: str, dtype: str) -> float:
     """FLOPs a second of a GPU's dense matrix products at most, by its vendor's data sheet.
 
-    In 16 bits its tensor cores'; in fp32 what it does without them, since PyTorch leaves TF32 off.
+    In 16 bits its tensor cores'; in fp32 what it does without them, since PyTorch leaves TF32 off. H100 to B200: SXM;
+    the A10G's is that of the A10.
     """
     return float(gpu(name)["tflops_fp32" if dtype == "fp32" else "tflops"]) * 1e12
 
