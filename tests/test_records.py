@@ -137,6 +137,16 @@ def test_a_repetition_is_compared_within_the_stated_tolerance(folder: Path):
         records.check("squares", folder, row=0)
 
 
+def test_seconds_are_compared_on_the_records_own_device_alone(folder: Path, monkeypatch):
+    edit(folder, '"square": case["side"] ** 2 * FACTOR', '"train_seconds": case["side"] * FACTOR')
+    records.make("squares", folder, progress=lambda line: None)
+    edit(folder, "FACTOR = 0, 1", "FACTOR = 0, 2")
+    with pytest.raises(AssertionError, match=r"train_seconds is 4 now, 2 in the record"):
+        records.check("squares", folder, row=0)
+    monkeypatch.setattr(records.hardware, "device_name", lambda: "another")
+    assert records.check("squares", folder, row=0)["train_seconds"] == 4
+
+
 def test_a_stale_record_is_confirmed_by_one_case_and_no_longer_than_its_code_stays(folder: Path, monkeypatch):
     git(folder.parent, "init")
     git(folder.parent, "add", "experiments")
