@@ -16,13 +16,10 @@ from ftdocs.shapes import Shape
 
 CONTEXT = 600_000_000  # bytes that CUDA and its libraries take on a GPU before the first tensor
 LOSS_CHUNK = 256  # ftdocs.loss.CHUNK, without importing torch
-GAPS = (
-    1.0,
-    1.1,
-)  # what the allocator holds, by what it has handed out: from no gaps to a tenth, which we assume
-HELD = (
-    1.35  # at most in benchmarks/memory-measured.csv, by what is counted here, in rows of what was "reserved"
-)
+# What the allocator holds, by what it has handed out: from no gaps to a tenth, which we assume.
+GAPS = (1.0, 1.1)
+# What was "reserved" at most in benchmarks/memory-measured.csv where nothing was offloaded, by what is counted here.
+HELD = 1.35
 UTILISATION = 0.35  # of the peak, which a tuned script reaches on one GPU; state yours with --utilisation
 # A recipe's methods that are planned, and as what: those of one kind take the same memory.
 PLANNED_AS = {

@@ -78,8 +78,7 @@ def step_seconds(shape: Shape, setting: Setting, gpu: str, link: float) -> tuple
     if not link > 0:
         raise InputError(f"link: {link} bytes a second; give what a GPU can send")
     rate = plan.estimate(shape, setting, gpu)["tokens_per_second"] / setting.gpus
-    rate *= 1 + plan.SLOWER["sharded weights"] * (
-        setting.shares > 1
-    )  # which is the sending that is counted here
+    # What the estimate adds for sharded weights is the sending, and that is counted here.
+    rate *= 1 + plan.SLOWER["sharded weights"] * (setting.shares > 1)
     work, sending = setting.tokens / rate, sent(messages(shape, setting), setting.gpus) / link
     return max(work, sending), work + sending

@@ -310,7 +310,7 @@ def _run_fences(
     nb: NotebookNode,
     sandbox: Sandbox,
     kernel: dict[str, str],
-    forked: set[str] | None = None,
+    forked: set[str] | None,
 ) -> list[Checked]:
     """Run a page's fences in order; after a Python cell that failed, no further one.
 

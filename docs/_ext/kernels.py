@@ -131,11 +131,11 @@ def serve() -> None:
     for line in sys.stdin:
         reap()
         order = json.loads(line)
-        with contextlib.redirect_stderr(
-            io.StringIO()
-        ):  # what libraries miss, they say again when they are used
+        # What libraries miss they say again when they are used, and what cannot be imported the page says itself.
+        with contextlib.redirect_stderr(io.StringIO()):
             for module in order["slow"]:
-                importlib.import_module(module)
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(module)
         if child := os.fork():
             print(child, flush=True)
         else:
